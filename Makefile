@@ -1,0 +1,90 @@
+# make demo   set up, then run the main job on a checkpoint of more than 1 GiB
+# make test   set up, then format, lint, types, C++ tests, Python tests
+# make bench  set up, then measure against plain mmap (some minutes, 6 GiB disk)
+# make check-sanitizers   C++ tests under ASan and UBSan
+# make tidy   clang-tidy over the layers below torch
+# make clean  remove what the others made
+#
+# PYTHON=python3.12 make test   picks the interpreter of the environment.
+
+PYTHON ?= python3
+BIN := .venv/bin
+CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/cpp/*.h tests/cpp/*.cpp tests/cpp_consumer/*.cpp)
+PY_FILES := $(wildcard *.py ckpt_streamer/*.py)
+
+# The layers below torch, with their tests: one program, no libtorch.
+UNAME := $(shell uname -s)
+PLATFORM := $(if $(filter Darwin,$(UNAME)),macos,linux)
+CORE_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cpp stream/*.cpp os/*_posix.cpp os/*_$(PLATFORM).cpp))
+TEST_SOURCES := $(CORE_SOURCES) $(wildcard tests/cpp/*.cpp)
+TEST_FLAGS := -std=c++20 -g -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -MMD -Icsrc -Itests/cpp
+TEST_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp/%.o)
+SANITIZED_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp-sanitized/%.o)
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+
+.PHONY: demo test bench bench-rss build check cpp-tests check-sanitizers format tidy clean
+
+demo: build
+	$(BIN)/python bench/demo.py
+
+test: check build
+	$(BIN)/pytest
+
+bench: build
+	$(BIN)/python bench/iterate.py
+	$(BIN)/python bench/plot.py
+
+bench-rss: build
+	$(BIN)/python bench/rss.py
+
+build: .venv/.installed
+
+cpp-tests: .cache/cpp/run_tests
+
+.cache/cpp/run_tests: $(TEST_OBJECTS)
+	$(CXX) $^ -o $@
+
+.cache/cpp/%.o: %.cpp
+	@mkdir -p $(dir $@)
+	$(CXX) $(TEST_FLAGS) -O1 -c $< -o $@
+
+check-sanitizers: .cache/cpp-sanitized/run_tests
+	$<
+
+.cache/cpp-sanitized/run_tests: $(SANITIZED_OBJECTS)
+	$(CXX) $(SANITIZE) $^ -o $@
+
+.cache/cpp-sanitized/%.o: %.cpp
+	@mkdir -p $(dir $@)
+	$(CXX) $(TEST_FLAGS) $(SANITIZE) -O1 -c $< -o $@
+
+-include $(TEST_OBJECTS:.o=.d) $(SANITIZED_OBJECTS:.o=.d)
+
+check: .venv/.requirements
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/codespell
+	$(BIN)/mypy
+
+format: .venv/.requirements
+	$(BIN)/clang-format -i $(CXX_FILES)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+tidy: .venv/.requirements
+	$(BIN)/clang-tidy --quiet $(CORE_SOURCES) -- -std=c++20 -Icsrc
+
+clean:
+	rm -rf .venv .cache build dist *.egg-info
+
+.venv/.requirements: requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# As a user installs it. The compiler's output stays in build/, so that only
+# what changed is compiled again.
+.venv/.installed: .venv/.requirements pyproject.toml $(PY_FILES) $(CXX_FILES)
+	$(BIN)/pip install --quiet --disable-pip-version-check .
+	touch $@

@@ -1,0 +1,82 @@
+"""Builds the one extension: a shared object that torch loads as a library of ops.
+
+It includes no Python.h and has no Python symbol, so the same file serves Python
+and C++ programs. Set DEBUG=1 for an unoptimised build with assertions.
+"""
+
+import importlib
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import setup
+
+# The extension must be compiled against the very torch that will load it. A
+# build in isolation does not see the environment's packages: look there.
+try:
+    importlib.import_module("torch")
+except ImportError:
+    sys.path.append(sysconfig.get_path("platlib"))
+    try:
+        importlib.import_module("torch")
+    except ImportError:
+        raise SystemExit(
+            "ckpt_streamer is compiled against the torch of this environment "
+            f"({sys.prefix}), and there is none. Install torch first "
+            "(https://pytorch.org/get-started), then run this command again; if "
+            "torch is elsewhere on the path, add --no-build-isolation."
+        ) from None
+
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+PLATFORM = "macos" if sys.platform == "darwin" else "linux"
+SOURCES = [
+    "csrc/base/error.cpp",
+    "csrc/os/file_posix.cpp",
+    "csrc/os/mapped_file_posix.cpp",
+    f"csrc/os/residency_{PLATFORM}.cpp",
+    "csrc/format/checkpoint_index.cpp",
+    "csrc/format/name_index.cpp",
+    "csrc/format/text.cpp",
+    "csrc/format/zip_directory.cpp",
+    "csrc/format/pickle_machine.cpp",
+    "csrc/format/torch_zip.cpp",
+    "csrc/format/open_index.cpp",
+    "csrc/plan/window.cpp",
+    "csrc/stream/window_streamer.cpp",
+    "csrc/ops/dict_source.cpp",
+    "csrc/ops/file_source.cpp",
+    "csrc/ops/limit_warning.cpp",
+    "csrc/ops/register_ops.cpp",
+    "csrc/ops/stream_handle.cpp",
+    "csrc/ops/tensor_memory.cpp",
+    "csrc/ops/window_handle.cpp",
+]
+HEADERS = sorted(str(path) for path in Path("csrc").glob("*/*.h"))
+
+DEBUG = os.environ.get("DEBUG") == "1"
+
+if sys.platform == "win32":
+    raise SystemExit("ckpt_streamer needs a POSIX system (Linux, macOS or WSL).")
+
+setup(
+    ext_modules=[
+        CppExtension(
+            name="ckpt_streamer._C",
+            sources=SOURCES,
+            depends=HEADERS,
+            include_dirs=[str(Path("csrc").resolve())],
+            extra_compile_args=[
+                "-std=c++20",
+                "-fvisibility=hidden",
+                *(["-O0", "-g"] if DEBUG else ["-O2", "-DNDEBUG"]),
+                "-Wall",
+                "-Wextra",
+            ],
+            py_limited_api=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

@@ -1,0 +1,44 @@
+// A regular file opened for reading. Safe for concurrent reads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "base/byte_source.h"
+
+namespace ckpt_streamer::os {
+
+class File final : public ByteSource {
+ public:
+  // Opens without blocking (a FIFO is refused, not waited for).
+  // THROWS: CheckpointError Io when the system refuses (missing file, no
+  // permission), InvalidArgument when the path names a directory or anything
+  // else that is not a regular file.
+  explicit File(std::string path);
+  ~File() override;
+
+  [[nodiscard]] const std::string& path() const noexcept override {
+    return path_;
+  }
+  // The size when it was opened.
+  [[nodiscard]] uint64_t size_bytes() const noexcept override {
+    return size_bytes_;
+  }
+  void read(uint64_t file_offset, std::span<std::byte> out) const override;
+
+  // The size now: smaller than size_bytes() once the file was truncated.
+  [[nodiscard]] uint64_t current_size_bytes() const;
+
+  [[nodiscard]] int descriptor() const noexcept {
+    return descriptor_;
+  }
+
+ private:
+  std::string path_;
+  uint64_t size_bytes_ = 0;
+  int descriptor_ = -1;
+};
+
+}  // namespace ckpt_streamer::os

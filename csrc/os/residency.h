@@ -1,0 +1,143 @@
+// Physical memory behind file mappings: which memory may be given back, how
+// much of it is resident, and giving it back without losing a write.
+//
+// Four words, used everywhere in this sense and no other:
+//   prefetch       ask for pages that will be read (a hint)
+//   drop resident  unmap this process's clean pages; the kernel's cached copy
+//                  of the file stays, the next touch is a warm fault
+//   drop cached    give back the kernel's cached copy as well
+//   release        the user is done: all memory held for them goes back now
+//
+// Platform table:
+//                    Linux                               macOS
+//   evictable        /proc/self/maps                     mach_vm_region
+//   drop resident    PAGEMAP_SCAN (6.7) or pagemap,      madvise(DONTNEED): a
+//                    then MADV_DONTNEED: exact           hint, never lossy
+//   count resident   the same scan: exact                mincore: upper bound
+//   populate         MADV_POPULATE_READ (5.14) or a      a read of each page
+//                    read of each page
+//   drop cached      posix_fadvise(DONTNEED): exact for  nothing
+//                    clean pages nobody maps
+// Each row is tested on Linux, with its fallback forced as well. macOS is
+// written from its documentation.
+//
+// "Clean" means: still the file's own page. A page the process has written to
+// is a private copy; no function here ever drops one, with one exception in
+// words at drop_resident().
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/byte_range.h"
+#include "os/file.h"
+
+namespace ckpt_streamer::os {
+
+[[nodiscard]] uint64_t page_size_bytes() noexcept;
+
+// The most that one touched byte may map: the aligned block of this size around
+// it. Linux maps a whole large folio of the page cache at once, through a huge
+// page or page by page, but never across a page table's end: 2 MiB with 4 KiB
+// pages. Without large folios, fault-around still maps 64 KiB.
+[[nodiscard]] uint64_t fault_extent_bytes() noexcept;
+
+// The private file mappings of this process, ascending and disjoint, whole
+// pages. Cost: one read of the process's mapping table.
+// THROWS: CheckpointError Io when the table cannot be read.
+[[nodiscard]] std::vector<ByteRange> private_file_mappings();
+
+// How the page cache and the page tables hold a mapping's file pages from now
+// on. The advice stays on the mapping; no contents change. Refusals are
+// ignored: where files have no huge pages, both are the same.
+enum class HugePages {
+  kPrefer,  // read and map 2 MiB as one: cheaper to map and to drop
+  kAvoid,   // map page by page, so that a part of a block can be dropped
+};
+void advise_huge_pages(
+    std::span<const ByteRange> mappings,
+    HugePages huge_pages) noexcept;
+
+// Asks the kernel to read these file pages ahead. Failures are ignored.
+void prefetch(const ByteRange& addresses) noexcept;
+
+// Gives back the kernel's cached copy of [range) of the file; pages that are
+// dirty or mapped by any process stay. Only pages fully inside are dropped.
+// Returns 0 or an errno.
+int drop_cached(const File& file, const ByteRange& file_range) noexcept;
+
+// How the process's page tables are read.
+enum class ScanMethod {
+  kBest,     // PAGEMAP_SCAN, else pagemap
+  kPagemap,  // as on kernels before 6.7
+  kNone,     // as where /proc/self/pagemap cannot be opened
+};
+
+struct DropResult {
+  uint64_t found_bytes = 0;      // clean and resident before
+  uint64_t remaining_bytes = 0;  // clean and resident after, by a second look
+  int error_number = 0;          // the first refusal; 0 if none
+};
+
+// Reads and drops pages of this process. Holds one descriptor, reopened after a
+// fork (it names the process that opened it). Not thread-safe.
+class Residency {
+ public:
+  explicit Residency(ScanMethod method = ScanMethod::kBest) noexcept;
+  ~Residency();
+  Residency(const Residency&) = delete;
+  Residency& operator=(const Residency&) = delete;
+
+  // Drops every page that is a clean, resident page of a file and lies fully
+  // inside one of the ranges, then looks again: what could not be dropped is in
+  // remaining_bytes. Written pages, anonymous pages and holes stay as they are.
+  //
+  // One race remains: a page that another thread writes to for the first time
+  // between the look and the drop (some microseconds) would lose that write
+  // with MADV_DONTNEED alone; see residency_linux.cpp for what is done.
+  //
+  // REQUIRES: the ranges lie in private file mappings, whole pages.
+  DropResult drop_resident(std::span<const ByteRange> ranges) noexcept;
+
+  // Bytes of clean resident file pages in the ranges. Where page tables cannot
+  // be read: the size of the ranges, an upper bound (see can_scan()).
+  uint64_t count_resident(std::span<const ByteRange> ranges) noexcept;
+
+  // Bytes of private pages in the ranges: those the process has written to, in
+  // memory or swapped out. 0 where page tables cannot be read.
+  uint64_t count_written(std::span<const ByteRange> ranges) noexcept;
+
+  // Makes every page of the range resident for reading, without writing.
+  // Returns 0 or an errno; EFAULT past the end of a truncated file.
+  int populate(const ByteRange& range) noexcept;
+
+  // 0, or the errno with which reading the page tables was refused; then
+  // nothing is ever dropped, because written pages could not be told from clean
+  // ones.
+  int scan_error() noexcept;
+
+ private:
+  enum class PageKind {
+    kClean,    // resident, and the file's own
+    kWritten,  // a private copy, resident or swapped out
+  };
+
+  // Calls visit(run) for each run of such pages in `range`, ascending; false
+  // when the page tables cannot be read.
+  template <typename Visit>
+  bool for_each_run(
+      const ByteRange& range,
+      PageKind kind,
+      Visit visit) noexcept;
+  bool ensure_open() noexcept;
+
+  ScanMethod method_;
+  bool fast_scan_works_ = true;
+  int descriptor_ = -1;
+  int64_t owner_process_ = 0;
+  int scan_error_ = 0;
+};
+
+}  // namespace ckpt_streamer::os

@@ -1,0 +1,361 @@
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <fstream>
+#include <string_view>
+
+#include "base/error.h"
+#include "os/residency.h"
+
+// From the kernel's linux/mman.h and linux/fs.h, for headers older than the
+// kernel that runs.
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+namespace ckpt_streamer::os {
+namespace {
+
+// linux/fs.h, struct page_region and struct pm_scan_arg (since 6.7).
+struct PageRegion {
+  uint64_t start;
+  uint64_t end;
+  uint64_t categories;
+};
+struct PagemapScan {
+  uint64_t size;
+  uint64_t flags;
+  uint64_t start;
+  uint64_t end;
+  uint64_t walk_end;
+  uint64_t vec;
+  uint64_t vec_len;
+  uint64_t max_pages;
+  uint64_t category_inverted;
+  uint64_t category_mask;
+  uint64_t category_anyof_mask;
+  uint64_t return_mask;
+};
+constexpr unsigned long kPagemapScan = _IOWR('f', 16, PagemapScan);
+constexpr uint64_t kPageIsFile = uint64_t{1} << 2;
+constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
+constexpr uint64_t kPageIsSwapped = uint64_t{1} << 4;
+
+// Documentation/admin-guide/mm/pagemap.rst, the bits of one entry.
+constexpr uint64_t kEntryPresent = uint64_t{1} << 63;
+constexpr uint64_t kEntrySwapped = uint64_t{1} << 62;
+constexpr uint64_t kEntryFileOrShared = uint64_t{1} << 61;
+
+void* pointer_to(uint64_t address) noexcept {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): addresses are kept as numbers
+  return reinterpret_cast<void*>(address);
+}
+
+int advise(const ByteRange& range, int advice) noexcept {
+  return ::madvise(pointer_to(range.begin), range.size_bytes(), advice) == 0
+             ? 0
+             : errno;
+}
+
+uint64_t read_number(const char* path, uint64_t otherwise) noexcept {
+  try {
+    std::ifstream stream(path);
+    uint64_t value = 0;
+    return stream >> value ? value : otherwise;
+  } catch (...) {
+    return otherwise;
+  }
+}
+
+// One line of /proc/self/maps, proc_pid_maps(5):
+//   begin-end perms offset dev inode  path
+// A private mapping of a file has 'p' in its permissions and an inode.
+void append_if_private_file(
+    std::string_view line,
+    std::vector<ByteRange>& mappings) {
+  ByteRange range;
+  const char* const end = line.data() + line.size();
+  auto parsed = std::from_chars(line.data(), end, range.begin, 16);
+  if (parsed.ec != std::errc{} || parsed.ptr == end || *parsed.ptr != '-') {
+    return;
+  }
+  parsed = std::from_chars(parsed.ptr + 1, end, range.end, 16);
+  // " rwxp 00000000 fe:00 260386"
+  std::string_view rest(parsed.ptr, static_cast<size_t>(end - parsed.ptr));
+  if (parsed.ec != std::errc{} || rest.size() < 6 || rest[4] != 'p') {
+    return;
+  }
+  for (int field = 0; field < 3; ++field) {  // permissions, offset, device
+    rest.remove_prefix(std::min(rest.find_first_not_of(' '), rest.size()));
+    rest.remove_prefix(std::min(rest.find(' '), rest.size()));
+  }
+  rest.remove_prefix(std::min(rest.find_first_not_of(' '), rest.size()));
+  uint64_t inode = 0;
+  std::from_chars(rest.data(), end, inode);
+  if (inode != 0) {
+    mappings.push_back(range);
+  }
+}
+
+}  // namespace
+
+uint64_t page_size_bytes() noexcept {
+  static const uint64_t value = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  return value;
+}
+
+uint64_t fault_extent_bytes() noexcept {
+  // Without huge pages: mm/memory.c, fault_around_bytes, which root alone can
+  // read. With them, mm/filemap.c, filemap_map_pages().
+  static const uint64_t value = std::max(
+      {uint64_t{65536},
+       page_size_bytes(),
+       read_number("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", 0)});
+  return value;
+}
+
+std::vector<ByteRange> private_file_mappings() {
+  const char* const path = "/proc/self/maps";
+  const int descriptor = ::open(path, O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) {
+    throw_errno(path, "open", errno);
+  }
+  std::vector<ByteRange> mappings;
+  std::string text;
+  std::array<char, 65536> buffer{};
+  for (;;) {
+    const ssize_t count = ::read(descriptor, buffer.data(), buffer.size());
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      const int error_number = errno;
+      ::close(descriptor);
+      throw_errno(path, "read", error_number);
+    }
+    if (count == 0) {
+      break;
+    }
+    text.append(buffer.data(), static_cast<size_t>(count));
+  }
+  ::close(descriptor);
+  std::string_view rest = text;
+  while (!rest.empty()) {
+    const size_t line_end = std::min(rest.find('\n'), rest.size());
+    append_if_private_file(rest.substr(0, line_end), mappings);
+    rest.remove_prefix(std::min(line_end + 1, rest.size()));
+  }
+  return mappings;
+}
+
+void advise_huge_pages(
+    std::span<const ByteRange> mappings,
+    HugePages huge_pages) noexcept {
+  for (const ByteRange& mapping : mappings) {
+    advise(
+        mapping,
+        huge_pages == HugePages::kPrefer ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+  }
+}
+
+void prefetch(const ByteRange& addresses) noexcept {
+  advise(round_outward(addresses, page_size_bytes()), MADV_WILLNEED);
+}
+
+int drop_cached(const File& file, const ByteRange& file_range) noexcept {
+  return ::posix_fadvise(
+      file.descriptor(),
+      static_cast<off_t>(file_range.begin),
+      static_cast<off_t>(file_range.size_bytes()),
+      POSIX_FADV_DONTNEED);
+}
+
+Residency::Residency(ScanMethod method) noexcept
+    : method_(method), fast_scan_works_(method == ScanMethod::kBest) {}
+
+Residency::~Residency() {
+  if (descriptor_ >= 0) {
+    ::close(descriptor_);
+  }
+}
+
+bool Residency::ensure_open() noexcept {
+  if (method_ == ScanMethod::kNone) {
+    scan_error_ = EACCES;
+    return false;
+  }
+  // After a fork the descriptor still shows the parent's page tables: acting
+  // on them here would drop pages that this process has written.
+  const auto process = static_cast<int64_t>(::getpid());
+  if (descriptor_ >= 0 && owner_process_ == process) {
+    return true;
+  }
+  if (descriptor_ >= 0) {
+    ::close(descriptor_);
+  }
+  descriptor_ = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  scan_error_ = descriptor_ < 0 ? errno : 0;
+  owner_process_ = process;
+  return descriptor_ >= 0;
+}
+
+int Residency::scan_error() noexcept {
+  ensure_open();
+  return scan_error_;
+}
+
+template <typename Visit>
+bool Residency::for_each_run(
+    const ByteRange& range,
+    PageKind kind,
+    Visit visit) noexcept {
+  const bool clean = kind == PageKind::kClean;
+  if (!ensure_open()) {
+    return false;
+  }
+  uint64_t cursor = range.begin;
+  while (fast_scan_works_ && cursor < range.end) {
+    std::array<PageRegion, 256> regions;
+    PagemapScan scan{};
+    scan.size = sizeof(scan);
+    scan.start = cursor;
+    scan.end = range.end;
+    scan.vec = reinterpret_cast<uint64_t>(regions.data());
+    scan.vec_len = regions.size();
+    if (clean) {
+      scan.category_mask = kPageIsFile | kPageIsPresent;
+    } else {
+      scan.category_mask = kPageIsFile;
+      scan.category_inverted = kPageIsFile;
+      scan.category_anyof_mask = kPageIsPresent | kPageIsSwapped;
+    }
+    // Categories that are not returned do not split runs.
+    scan.return_mask = scan.category_mask;
+    const int count = ::ioctl(descriptor_, kPagemapScan, &scan);
+    if (count < 0 || scan.walk_end <= cursor) {
+      // Kernels before 6.7 answer ENOTTY; whatever the reason, the older way
+      // goes on from here.
+      fast_scan_works_ = false;
+      break;
+    }
+    for (int i = 0; i < count; ++i) {
+      visit(ByteRange{regions[i].start, regions[i].end});
+    }
+    cursor = scan.walk_end;
+  }
+  const uint64_t page_size = page_size_bytes();
+  ByteRange run{cursor, cursor};
+  while (cursor < range.end) {
+    std::array<uint64_t, 4096> entries;
+    const size_t wanted =
+        std::min<size_t>(entries.size(), (range.end - cursor) / page_size);
+    const ssize_t count = ::pread(
+        descriptor_,
+        entries.data(),
+        wanted * sizeof(uint64_t),
+        static_cast<off_t>(cursor / page_size * sizeof(uint64_t)));
+    if (count <= 0) {
+      if (count < 0 && errno == EINTR) {
+        continue;
+      }
+      scan_error_ = count < 0 ? errno : EIO;
+      return false;
+    }
+    const size_t entry_count = static_cast<size_t>(count) / sizeof(uint64_t);
+    for (size_t i = 0; i < entry_count; ++i, cursor += page_size) {
+      const bool is_file = (entries[i] & kEntryFileOrShared) != 0;
+      const bool is_wanted =
+          clean
+              ? is_file && (entries[i] & kEntryPresent) != 0
+              : !is_file && (entries[i] & (kEntryPresent | kEntrySwapped)) != 0;
+      if (!is_wanted) {
+        continue;
+      }
+      if (run.end != cursor) {
+        if (!run.empty()) {
+          visit(run);
+        }
+        run.begin = cursor;
+      }
+      run.end = cursor + page_size;
+    }
+  }
+  if (!run.empty()) {
+    visit(run);
+  }
+  return true;
+}
+
+DropResult Residency::drop_resident(
+    std::span<const ByteRange> ranges) noexcept {
+  DropResult result;
+  for (const ByteRange& range : ranges) {
+    uint64_t found_bytes = 0;
+    const auto drop = [&](const ByteRange& run) {
+      found_bytes += run.size_bytes();
+      const int error_number = advise(run, MADV_DONTNEED);
+      if (error_number != 0 && result.error_number == 0) {
+        result.error_number = error_number;
+      }
+    };
+    const bool scanned = for_each_run(range, PageKind::kClean, drop);
+    if (!scanned) {
+      result.found_bytes += range.size_bytes();
+      result.remaining_bytes += range.size_bytes();
+      result.error_number = scan_error_;
+      continue;
+    }
+    result.found_bytes += found_bytes;
+    if (found_bytes > 0) {
+      result.remaining_bytes += count_resident({&range, 1});
+    }
+  }
+  return result;
+}
+
+uint64_t Residency::count_resident(std::span<const ByteRange> ranges) noexcept {
+  uint64_t total = 0;
+  for (const ByteRange& range : ranges) {
+    uint64_t in_range = 0;
+    const auto add = [&](const ByteRange& run) {
+      in_range += run.size_bytes();
+    };
+    total += for_each_run(range, PageKind::kClean, add) ? in_range
+                                                        : range.size_bytes();
+  }
+  return total;
+}
+
+uint64_t Residency::count_written(std::span<const ByteRange> ranges) noexcept {
+  uint64_t total = 0;
+  for (const ByteRange& range : ranges) {
+    for_each_run(range, PageKind::kWritten, [&](const ByteRange& run) {
+      total += run.size_bytes();
+    });
+  }
+  return total;
+}
+
+int Residency::populate(const ByteRange& range) noexcept {
+  const ByteRange pages = round_outward(range, page_size_bytes());
+  const int error_number = advise(pages, MADV_POPULATE_READ);
+  if (error_number != EINVAL) {
+    return error_number;
+  }
+  // Before 5.14: touch each page. Past the end of a truncated file this raises
+  // SIGBUS, as the reader's own touch would a moment later.
+  for (uint64_t page = pages.begin; page < pages.end;
+       page += page_size_bytes()) {
+    (void)*static_cast<const volatile char*>(pointer_to(page));
+  }
+  return 0;
+}
+
+}  // namespace ckpt_streamer::os

@@ -1,0 +1,269 @@
+#include "stream/window_streamer.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+namespace ckpt_streamer::stream {
+namespace {
+
+// Empties the spans that do not lie wholly in private file mappings and returns
+// the mappings that back the others, ascending.
+std::vector<ByteRange> keep_file_backed(std::vector<ByteRange>& spans) {
+  const std::vector<ByteRange> mappings = os::private_file_mappings();
+  std::vector<bool> is_owned(mappings.size(), false);
+  for (ByteRange& span : spans) {
+    if (span.empty()) {
+      continue;
+    }
+    const auto first = std::upper_bound(
+        mappings.begin(),
+        mappings.end(),
+        span.begin,
+        [](uint64_t address, const ByteRange& mapping) {
+          return address < mapping.end;
+        });
+    // One file's mapping shows up as several where parts of it were given
+    // other flags.
+    auto last = first;
+    uint64_t covered_end = span.begin;
+    while (covered_end < span.end && last != mappings.end() &&
+           last->begin <= covered_end) {
+      covered_end = last->end;
+      ++last;
+    }
+    if (covered_end < span.end) {
+      span = {};
+      continue;
+    }
+    for (auto mapping = first; mapping != last; ++mapping) {
+      is_owned[static_cast<size_t>(mapping - mappings.begin())] = true;
+    }
+  }
+  std::vector<ByteRange> owned;
+  for (size_t i = 0; i < mappings.size(); ++i) {
+    if (is_owned[i]) {
+      owned.push_back(mappings[i]);
+    }
+  }
+  return owned;
+}
+
+// Ascending prefix sums of the spans' bytes; what an earlier span covers is not
+// counted again, given spans in stream order.
+std::vector<uint64_t> covered_prefixes(const std::vector<ByteRange>& spans) {
+  std::vector<uint64_t> prefixes(1, 0);
+  prefixes.reserve(spans.size() + 1);
+  uint64_t covered_end = 0;
+  for (const ByteRange& span : spans) {
+    const uint64_t begin = std::max(span.begin, covered_end);
+    const uint64_t added = begin < span.end ? span.end - begin : 0;
+    covered_end = std::max(covered_end, span.end);
+    prefixes.push_back(prefixes.back() + added);
+  }
+  return prefixes;
+}
+
+// All that touching the ranges can make resident: disjoint, ascending.
+std::vector<ByteRange> in_fault_blocks(std::span<const ByteRange> ranges) {
+  constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
+  plan::Window window({kNoLimit, os::fault_extent_bytes(), 0});
+  for (const ByteRange& range : ranges) {
+    window.add(range);
+  }
+  return window.extents();
+}
+
+}  // namespace
+
+WindowStreamer::WindowStreamer(
+    std::vector<ByteRange> spans,
+    uint64_t memory_limit_bytes,
+    os::ScanMethod scan_method)
+    : spans_(std::move(spans)),
+      covered_bytes_(covered_prefixes(spans_)),
+      rules_(
+          plan::choose_rules(
+              spans_,
+              memory_limit_bytes,
+              os::page_size_bytes(),
+              os::fault_extent_bytes())),
+      window_ends_(plan::plan_windows(spans_, rules_)),
+      owned_mappings_(keep_file_backed(spans_)),
+      residency_(scan_method),
+      live_(rules_) {
+  os::advise_huge_pages(
+      owned_mappings_,
+      rules_.pins_edges() ? os::HugePages::kAvoid : os::HugePages::kPrefer);
+  for (const ByteRange& extent : in_fault_blocks(spans_)) {
+    append_owned(extent, all_extents_);
+  }
+  figures_.memory_limit_bytes = memory_limit_bytes;
+}
+
+WindowStreamer::~WindowStreamer() {
+  if (was_live_) {
+    release();
+  }
+}
+
+void WindowStreamer::append_owned(
+    const ByteRange& range,
+    std::vector<ByteRange>& ranges) const {
+  for (const ByteRange& mapping : owned_mappings_) {
+    const ByteRange part = intersect(range, mapping);
+    if (!part.empty()) {
+      ranges.push_back(part);
+    }
+  }
+}
+
+void WindowStreamer::record(
+    const os::DropResult& result,
+    uint64_t kept_bytes) noexcept {
+  figures_.peak_resident_bytes = std::max(
+      figures_.peak_resident_bytes,
+      figures_.undropped_bytes + result.found_bytes + kept_bytes);
+  figures_.evicted_bytes +=
+      result.found_bytes - std::min(result.found_bytes, result.remaining_bytes);
+  if (result.remaining_bytes > 0) {
+    figures_.drop_error = result.error_number;
+  }
+}
+
+void WindowStreamer::begin_if_idle() {
+  if (!is_live_) {
+    // What is resident from before the stream would come on top of it. Not
+    // recorded as a peak: it was not the stream that made it resident.
+    const os::DropResult result = residency_.drop_resident(all_extents_);
+    figures_.undropped_bytes = result.remaining_bytes;
+    is_live_ = true;
+    was_live_ = true;
+  }
+}
+
+void WindowStreamer::drop_live(const ByteRange& next) {
+  const ByteRange kept =
+      next.empty() ? ByteRange{} : round_outward(next, os::page_size_bytes());
+  std::vector<ByteRange> ranges;
+  std::vector<ByteRange> kept_ranges;
+  for (const ByteRange& extent : in_fault_blocks(live_.extents())) {
+    const ByteRange overlap = intersect(extent, kept);
+    if (overlap.empty()) {
+      append_owned(extent, ranges);
+      continue;
+    }
+    append_owned(overlap, kept_ranges);
+    append_owned({extent.begin, overlap.begin}, ranges);
+    append_owned({overlap.end, extent.end}, ranges);
+  }
+  live_.clear();
+  const uint64_t kept_bytes = residency_.count_resident(kept_ranges);
+  const os::DropResult result = residency_.drop_resident(ranges);
+  record(result, kept_bytes);
+  figures_.undropped_bytes += result.remaining_bytes;
+}
+
+void WindowStreamer::enter(size_t window) {
+  begin_if_idle();
+  const size_t begin = window == 0 ? 0 : window_ends_[window - 1];
+  const size_t end = window_ends_[window];
+  ByteRange first;
+  for (size_t i = begin; i < end && first.empty(); ++i) {
+    first = spans_[i];
+  }
+  drop_live(first);
+  for (size_t i = begin; i < end; ++i) {
+    live_.add(spans_[i]);
+  }
+  if (rules_.pins_edges()) {
+    for (const ByteRange& extent : live_.extents()) {
+      pin_edges(extent);
+    }
+  }
+}
+
+void WindowStreamer::admit(size_t index) {
+  const ByteRange& span = spans_[index];
+  if (span.empty()) {
+    return;
+  }
+  begin_if_idle();
+  if (!live_.fits_resident(span)) {
+    drop_live(span);
+  }
+  live_.add(span);
+  if (rules_.pins_edges()) {
+    pin_edges(round_outward(span, rules_.block_bytes));
+  }
+}
+
+// A fault at an edge of the extent may map the rest of its fault block as well,
+// outside the window. So the extent's pages in that block are made resident
+// here and those outside are dropped: with every inner page mapped, no further
+// fault happens there.
+void WindowStreamer::pin_edges(const ByteRange& extent) {
+  if (extent.size_bytes() > rules_.memory_limit_bytes) {
+    return;  // the limit cannot be held anyway: see figures()
+  }
+  const uint64_t block_bytes = rules_.edge_bytes;
+  const ByteRange first_block =
+      round_outward({extent.begin, extent.begin + 1}, block_bytes);
+  const ByteRange last_block =
+      round_outward({extent.end - 1, extent.end}, block_bytes);
+  const std::vector<ByteRange> live = live_.extents();
+  for (const ByteRange& block : {first_block, last_block}) {
+    residency_.populate(intersect(extent, block));
+    std::vector<ByteRange> outside;
+    uint64_t cursor = block.begin;
+    for (const ByteRange& kept : live) {
+      const ByteRange inside = intersect(kept, block);
+      if (!inside.empty()) {
+        append_owned({cursor, inside.begin}, outside);
+        cursor = inside.end;
+      }
+    }
+    append_owned({cursor, block.end}, outside);
+    residency_.drop_resident(outside);
+  }
+}
+
+void WindowStreamer::release() noexcept {
+  figures_.undropped_bytes = 0;  // all of it is looked at again
+  const os::DropResult result = residency_.drop_resident(all_extents_);
+  record(result, 0);
+  figures_.undropped_bytes = result.remaining_bytes;
+  live_.clear();
+  is_live_ = false;
+}
+
+uint64_t WindowStreamer::resident_bytes() noexcept {
+  const uint64_t bytes = residency_.count_resident(all_extents_);
+  if (is_live_) {
+    figures_.peak_resident_bytes =
+        std::max(figures_.peak_resident_bytes, bytes);
+  }
+  return bytes;
+}
+
+uint64_t WindowStreamer::written_bytes() noexcept {
+  return residency_.count_written(all_extents_);
+}
+
+bool WindowStreamer::invariants_hold() const {
+  const std::vector<ByteRange> extents = live_.extents();
+  const bool within_limit =
+      live_.extent_bytes() <= rules_.memory_limit_bytes || extents.size() == 1;
+  const bool owned = std::all_of(
+      all_extents_.begin(),
+      all_extents_.end(),
+      [this](const ByteRange& range) {
+        return std::any_of(
+            owned_mappings_.begin(),
+            owned_mappings_.end(),
+            [&](const ByteRange& mapping) { return mapping.contains(range); });
+      });
+  return within_limit && owned && (is_live_ || live_.empty());
+}
+
+}  // namespace ckpt_streamer::stream

@@ -1,0 +1,135 @@
+// The engine under every stream: which tensors' pages may be resident now, and
+// giving the others back. Knows addresses, not tensors.
+//
+//   IDLE --enter/admit--> LIVE      LIVE --enter/admit--> LIVE
+//   LIVE --release-----> IDLE       any  --destroy------> (released)
+//
+//   I1  The clean file pages that touching the live spans can map never exceed
+//       memory_limit_bytes, as long as no single span does (plan/window.h says
+//       how they are counted).
+//   I2  A page is dropped when no live span needs it: on entering a window, the
+//       pages of the old one go, but for those that the new one starts with.
+//   I3  Only pages of the private file mappings that back the spans given at
+//       construction are ever dropped, and of those only clean ones: memory
+//       elsewhere (heap, shared, anonymous) has no extents here at all.
+//   I4  A dropped page is slow, never wrong: it is read from the file again.
+//       That holds for pages nobody wrote to; written ones are not dropped.
+//   I5  release() is idempotent; the destructor releases too, and never throws.
+//
+// REQUIRES: the memory of the spans stays mapped while this lives (its owner
+// holds the storages). Not thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/byte_range.h"
+#include "os/residency.h"
+#include "plan/window.h"
+
+namespace ckpt_streamer::stream {
+
+struct StreamFigures {
+  uint64_t memory_limit_bytes = 0;
+  // Clean pages dropped so far, verified by a second look.
+  uint64_t evicted_bytes = 0;
+  // The most clean resident bytes seen at once; seen whenever pages are dropped
+  // and whenever they are counted.
+  uint64_t peak_resident_bytes = 0;
+  // Clean resident bytes that the last drop found and could not drop.
+  uint64_t undropped_bytes = 0;
+  // Why: an errno, 0 if none.
+  int drop_error = 0;
+};
+
+class WindowStreamer {
+ public:
+  // `spans`: for each tensor of the stream, in the order of the stream, the
+  // addresses that its elements span; empty for a tensor without memory here.
+  // Spans outside private file mappings are looked up now and left alone.
+  // THROWS: CheckpointError Io when the process's mappings cannot be read.
+  WindowStreamer(
+      std::vector<ByteRange> spans,
+      uint64_t memory_limit_bytes,
+      os::ScanMethod scan_method = os::ScanMethod::kBest);
+  ~WindowStreamer();
+  WindowStreamer(const WindowStreamer&) = delete;
+  WindowStreamer& operator=(const WindowStreamer&) = delete;
+
+  // The index behind the last span of each window, ascending. Spans outside
+  // file mappings count as well: a reader can let go of their tensors in steps.
+  [[nodiscard]] const std::vector<size_t>& window_ends() const noexcept {
+    return window_ends_;
+  }
+
+  [[nodiscard]] size_t span_count() const noexcept {
+    return spans_.size();
+  }
+
+  // Whether the span lies in memory that this stream may give back.
+  [[nodiscard]] bool is_evictable(size_t index) const noexcept {
+    return !spans_[index].empty();
+  }
+
+  // Makes a window the live one: drops what was live before. The first window
+  // entered after construction or release also drops what was resident from
+  // before the stream.
+  // REQUIRES: window < window_ends().size().
+  void enter(size_t window);
+
+  // Adds one span to what is live, after dropping what was if both together
+  // would exceed the limit: for tensors read in an order of the caller's own.
+  // REQUIRES: index < the number of spans.
+  void admit(size_t index);
+
+  // Drops all clean pages of all spans, also those that came back since the
+  // last release.
+  void release() noexcept;
+
+  // Bytes that the first `count` spans cover, shared ones once; those outside
+  // file mappings count as well.
+  // REQUIRES: count <= span_count().
+  [[nodiscard]] uint64_t covered_bytes(size_t count) const noexcept {
+    return covered_bytes_[count];
+  }
+
+  // Counted now, exactly; O(pages).
+  [[nodiscard]] uint64_t resident_bytes() noexcept;
+  [[nodiscard]] uint64_t written_bytes() noexcept;
+
+  [[nodiscard]] const StreamFigures& figures() const noexcept {
+    return figures_;
+  }
+
+  // Checks I1 and I3 against the state; for tests.
+  [[nodiscard]] bool invariants_hold() const;
+
+ private:
+  // Drops all that is live except the pages of `next`.
+  void drop_live(const ByteRange& next);
+  void begin_if_idle();
+  // Keeps faults at both edges of a live extent from mapping what is outside.
+  void pin_edges(const ByteRange& extent);
+  // `kept_bytes`: what was clean and resident and not to be dropped.
+  void record(const os::DropResult& result, uint64_t kept_bytes) noexcept;
+  // The part of [range) in the mappings that back the spans.
+  void append_owned(const ByteRange& range, std::vector<ByteRange>& ranges)
+      const;
+
+  // Fixed at construction, in this order.
+  std::vector<ByteRange> spans_;  // in the end, empty where nothing may go
+  std::vector<uint64_t> covered_bytes_;  // [span_count() + 1], ascending
+  plan::WindowRules rules_;
+  std::vector<size_t> window_ends_;
+  std::vector<ByteRange> owned_mappings_;  // ascending, disjoint
+  std::vector<ByteRange> all_extents_;  // of all spans, inside owned_mappings_
+  // State.
+  os::Residency residency_;
+  plan::Window live_;
+  bool is_live_ = false;
+  bool was_live_ = false;  // ever
+  StreamFigures figures_;
+};
+
+}  // namespace ckpt_streamer::stream

@@ -1,0 +1,104 @@
+#include "format/checkpoint_index.h"
+
+namespace ckpt_streamer::format {
+
+uint64_t item_size_bytes(DType dtype) noexcept {
+  switch (dtype) {
+    case DType::kUInt8:
+    case DType::kInt8:
+    case DType::kBool:
+    case DType::kFloat8E4M3FN:
+    case DType::kFloat8E4M3FNUZ:
+    case DType::kFloat8E5M2:
+    case DType::kFloat8E5M2FNUZ:
+    case DType::kFloat8E8M0FNU:
+      return 1;
+    case DType::kUInt16:
+    case DType::kInt16:
+    case DType::kFloat16:
+    case DType::kBFloat16:
+      return 2;
+    case DType::kUInt32:
+    case DType::kInt32:
+    case DType::kFloat32:
+    case DType::kComplex32:
+      return 4;
+    case DType::kUInt64:
+    case DType::kInt64:
+    case DType::kFloat64:
+    case DType::kComplex64:
+      return 8;
+    case DType::kComplex128:
+      return 16;
+  }
+  return 0;
+}
+
+const char* dtype_name(DType dtype) noexcept {
+  switch (dtype) {
+    case DType::kUInt8:
+      return "uint8";
+    case DType::kInt8:
+      return "int8";
+    case DType::kUInt16:
+      return "uint16";
+    case DType::kInt16:
+      return "int16";
+    case DType::kUInt32:
+      return "uint32";
+    case DType::kInt32:
+      return "int32";
+    case DType::kUInt64:
+      return "uint64";
+    case DType::kInt64:
+      return "int64";
+    case DType::kFloat16:
+      return "float16";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kFloat32:
+      return "float32";
+    case DType::kFloat64:
+      return "float64";
+    case DType::kComplex32:
+      return "complex32";
+    case DType::kComplex64:
+      return "complex64";
+    case DType::kComplex128:
+      return "complex128";
+    case DType::kBool:
+      return "bool";
+    case DType::kFloat8E4M3FN:
+      return "float8_e4m3fn";
+    case DType::kFloat8E4M3FNUZ:
+      return "float8_e4m3fnuz";
+    case DType::kFloat8E5M2:
+      return "float8_e5m2";
+    case DType::kFloat8E5M2FNUZ:
+      return "float8_e5m2fnuz";
+    case DType::kFloat8E8M0FNU:
+      return "float8_e8m0fnu";
+  }
+  return "";
+}
+
+ByteRange CheckpointIndex::file_range(
+    const TensorRecord& tensor) const noexcept {
+  const ByteRange& storage = storages[tensor.storage_index].file_range;
+  const auto tensor_sizes = sizes(tensor);
+  const auto tensor_strides = strides(tensor);
+  uint64_t span_elements = 1;
+  for (size_t dim = 0; dim < tensor_sizes.size(); ++dim) {
+    if (tensor_sizes[dim] == 0) {
+      return {storage.begin, storage.begin};
+    }
+    span_elements += static_cast<uint64_t>(tensor_sizes[dim] - 1) *
+                     static_cast<uint64_t>(tensor_strides[dim]);
+  }
+  const uint64_t item_bytes = item_size_bytes(tensor.dtype);
+  const uint64_t begin =
+      storage.begin + tensor.storage_offset_elements * item_bytes;
+  return {begin, begin + span_elements * item_bytes};
+}
+
+}  // namespace ckpt_streamer::format

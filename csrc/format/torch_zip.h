@@ -1,0 +1,36 @@
+// What torch.save's zip files mean: <prefix>/data.pkl says which tensors there
+// are and <prefix>/data/<key> holds the bytes of storage <key>.
+//
+// Facts are from torch 2.13: serialization.py (_save, _load), _utils.py
+// (_rebuild_*), storage.py and caffe2/serialize/inline_container. Location
+// tags ("cuda:0") are ignored: everything is read as CPU memory.
+#pragma once
+
+#include "base/byte_source.h"
+#include "format/checkpoint_index.h"
+#include "format/zip_directory.h"
+
+namespace ckpt_streamer::format {
+
+// The slots are the strided tensors and parameters reachable from the root
+// through dicts (also OrderedDict and defaultdict), lists and tuples, in that
+// order; a container that is reached twice is walked once, under its first
+// path. Everything else in the pickle is passed over.
+//
+// ENSURES: every tensor's elements lie inside its storage's record, every
+// record inside the file; storages are those that a slot uses, each once; one
+// TensorRecord for each rebuilt tensor, however many slots hold it.
+// THROWS: CheckpointError Corrupt when zip, pickle and records contradict each
+// other; Unsupported for archives of another kind (TorchScript, big-endian,
+// compressed records) and for tensors that are not strided views of a storage
+// (sparse, quantized, nested, meta, subclasses) in any slot.
+// Cost: O(records + pickle) time and memory; no tensor byte is read.
+[[nodiscard]] CheckpointIndex read_torch_zip(const ByteSource& source);
+
+// The same with the directory already read.
+// REQUIRES: `directory` was read from `source`.
+[[nodiscard]] CheckpointIndex read_torch_zip(
+    const ByteSource& source,
+    const ZipDirectory& directory);
+
+}  // namespace ckpt_streamer::format

@@ -1,0 +1,74 @@
+// The central directory of a zip file: which records it has and where their
+// bytes are.
+//
+// Reads zip64, data descriptors, archive comments and any compression method
+// (records are located, not unpacked). Does not read encrypted, multi-volume
+// or prepended (self-extracting) archives. APPNOTE is PKWARE's .ZIP File
+// Format Specification 6.3.10. Safe to share between threads once built.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/byte_range.h"
+#include "base/byte_source.h"
+#include "format/name_index.h"
+
+namespace ckpt_streamer::format {
+
+// APPNOTE 4.4.5.
+inline constexpr uint16_t kZipMethodStored = 0;
+
+struct ZipEntry {
+  std::string_view name;  // owned by the ZipDirectory
+  uint64_t compressed_size_bytes = 0;
+  uint64_t uncompressed_size_bytes = 0;
+  uint64_t local_header_offset = 0;
+  ByteRange data_range;  // absolute, of the bytes as stored in the file
+  uint32_t crc32 = 0;    // of the uncompressed bytes; not verified
+  uint16_t method = 0;
+  uint16_t flags = 0;
+
+  [[nodiscard]] bool is_stored() const noexcept {
+    return method == kZipMethodStored;
+  }
+};
+
+class ZipDirectory {
+ public:
+  // ENSURES: names are distinct; data ranges lie in front of the central
+  // directory and do not overlap; a stored entry has equal sizes.
+  // THROWS: CheckpointError Corrupt when the file is truncated or its headers
+  // contradict each other, Unsupported for encrypted or multi-volume archives.
+  // Cost: one read of the directory and one small read for each entry, in
+  // ascending order; O(entries) memory, checked against the file's size.
+  [[nodiscard]] static ZipDirectory read(const ByteSource& source);
+
+  // In the order of the central directory.
+  [[nodiscard]] std::span<const ZipEntry> entries() const noexcept {
+    return entries_;
+  }
+
+  // nullptr when there is no record of exactly that name. Lives as long as the
+  // directory.
+  [[nodiscard]] const ZipEntry* find(std::string_view name) const noexcept;
+
+ private:
+  ZipDirectory() = default;
+
+  void parse_entries(
+      const ByteSource& source,
+      const ByteRange& directory_range,
+      uint64_t entry_count);
+  void resolve_data_ranges(const ByteSource& source, uint64_t directory_begin);
+
+  std::unique_ptr<std::byte[]> directory_;  // what the names point into
+  std::vector<ZipEntry> entries_;
+  NameIndex names_;
+};
+
+}  // namespace ckpt_streamer::format

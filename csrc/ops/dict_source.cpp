@@ -1,0 +1,24 @@
+#include "ops/dict_source.h"
+
+#include "ops/tensor_memory.h"
+
+namespace ckpt_streamer::ops {
+
+DictSource::DictSource(const c10::Dict<std::string, at::Tensor>& tensors) {
+  std::vector<std::pair<std::string, at::Tensor>> given;
+  std::vector<TensorMemory> memory;
+  given.reserve(tensors.size());
+  memory.reserve(tensors.size());
+  for (const auto& entry : tensors) {
+    given.emplace_back(entry.key(), entry.value());
+    memory.push_back(memory_of(entry.value()));
+  }
+  entries_.reserve(given.size());
+  spans_.reserve(given.size());
+  for (const size_t index : stream_order(memory)) {
+    entries_.push_back(std::move(given[index]));
+    spans_.push_back(memory[index].span);
+  }
+}
+
+}  // namespace ckpt_streamer::ops

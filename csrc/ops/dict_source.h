@@ -1,0 +1,31 @@
+// Tensors that the caller has in memory, streamed under their own names.
+#pragma once
+
+#include <ATen/core/Dict.h>
+
+#include "ops/tensor_source.h"
+
+namespace ckpt_streamer::ops {
+
+class DictSource final : public TensorSource {
+ public:
+  // Holds the tensors (not copies) for as long as it lives.
+  explicit DictSource(const c10::Dict<std::string, at::Tensor>& tensors);
+
+  [[nodiscard]] std::vector<ByteRange> spans() const override {
+    return spans_;
+  }
+  [[nodiscard]] std::string name(size_t index) const override {
+    return entries_[index].first;
+  }
+  [[nodiscard]] at::Tensor tensor(size_t index) override {
+    return entries_[index].second;
+  }
+  void check_readable() const override {}
+
+ private:
+  std::vector<std::pair<std::string, at::Tensor>> entries_;
+  std::vector<ByteRange> spans_;
+};
+
+}  // namespace ckpt_streamer::ops

@@ -1,0 +1,47 @@
+// The tensors of a checkpoint file, made on demand as views of its private,
+// writable mapping.
+#pragma once
+
+#include <c10/core/Storage.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <memory>
+
+#include "format/checkpoint_index.h"
+#include "ops/tensor_source.h"
+#include "os/file.h"
+#include "os/mapped_file.h"
+
+namespace ckpt_streamer::ops {
+
+class FileSource final : public TensorSource {
+ public:
+  // Reads the file's index; no tensor's bytes.
+  // THROWS: CheckpointError for a file that cannot be opened or read.
+  explicit FileSource(const std::string& path);
+
+  [[nodiscard]] std::vector<ByteRange> spans() const override;
+  [[nodiscard]] std::string name(size_t index) const override;
+
+  // A view of the record's storage. Tensors of one record share one storage
+  // for as long as one of them lives; its nbytes() is the record's. The storage
+  // holds the mapping, so a tensor outlives this source. Writing to it is
+  // copy-on-write and never reaches the file. A record that is not aligned to
+  // its elements' size is copied to memory of its own.
+  [[nodiscard]] at::Tensor tensor(size_t index) override;
+
+  void check_readable() const override;
+
+ private:
+  using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
+
+  [[nodiscard]] c10::Storage storage(const format::TensorRecord& tensor);
+
+  os::File file_;
+  format::CheckpointIndex index_;
+  std::shared_ptr<const os::MappedFile> mapping_;
+  std::vector<uint32_t> order_;        // of index_.slots
+  std::vector<WeakStorage> storages_;  // by storage index
+};
+
+}  // namespace ckpt_streamer::ops

@@ -1,0 +1,27 @@
+#include "ops/limit_warning.h"
+
+#include <c10/util/Exception.h>
+
+#include <system_error>
+
+namespace ckpt_streamer::ops {
+
+void warn_if_limit_not_held(
+    const stream::StreamFigures& figures,
+    bool& warned) {
+  if (warned || figures.drop_error == 0 ||
+      figures.peak_resident_bytes <= figures.memory_limit_bytes) {
+    return;
+  }
+  warned = true;
+  TORCH_WARN(
+      "ckpt_streamer: ",
+      figures.undropped_bytes,
+      " bytes of file pages could not be given back (",
+      std::error_code(figures.drop_error, std::generic_category()).message(),
+      "); the memory limit of ",
+      figures.memory_limit_bytes,
+      " bytes is not held");
+}
+
+}  // namespace ckpt_streamer::ops

@@ -1,0 +1,73 @@
+// The library's whole face to torch: schemas and nothing else.
+#include <torch/custom_class.h>
+#include <torch/library.h>
+
+#include "ops/stream_handle.h"
+#include "ops/window_handle.h"
+
+namespace ckpt_streamer::ops {
+namespace {
+
+// Pickling and deep-copying end here.
+template <typename Handle>
+void refuse_pickling(torch::class_<Handle>& handle_class) {
+  constexpr const char* kText =
+      "a stream cannot be pickled, copied or saved in a module: it stands for "
+      "this process's memory; make a new one where it is needed, inside a "
+      "method";
+  handle_class.def_pickle(
+      [](const c10::intrusive_ptr<Handle>&) -> int64_t {
+        C10_THROW_ERROR(NotImplementedError, kText);
+      },
+      [](int64_t) -> c10::intrusive_ptr<Handle> {
+        C10_THROW_ERROR(NotImplementedError, kText);
+      });
+}
+
+}  // namespace
+
+TORCH_LIBRARY(ckpt_streamer, library) {
+  auto stream_handle =
+      library.class_<StreamHandle>("StreamHandle")
+          .def("has_next", &StreamHandle::has_next)
+          .def("next", &StreamHandle::next)
+          .def("release", &StreamHandle::release)
+          .def("reset", &StreamHandle::reset)
+          .def("__len__", &StreamHandle::len)
+          .def("bytes_streamed", &StreamHandle::bytes_streamed)
+          .def("bytes_evicted", &StreamHandle::bytes_evicted)
+          .def("bytes_resident", &StreamHandle::bytes_resident)
+          .def("peak_bytes_resident", &StreamHandle::peak_bytes_resident);
+  refuse_pickling(stream_handle);
+
+  auto window_handle = library.class_<WindowHandle>("_WindowHandle")
+                           .def("order", &WindowHandle::order)
+                           .def("window_ends", &WindowHandle::window_ends)
+                           .def("enter", &WindowHandle::enter)
+                           .def("admit", &WindowHandle::admit)
+                           .def("release", &WindowHandle::release)
+                           .def("close", &WindowHandle::close)
+                           .def("figures", &WindowHandle::figures);
+  refuse_pickling(window_handle);
+
+  // A torch.save zip file, read without Python and without executing anything
+  // in it.
+  library.def(
+      "open(str path, int memory_limit_bytes) -> "
+      "__torch__.torch.classes.ckpt_streamer.StreamHandle",
+      open);
+
+  // Tensors in memory; those that are views of a private file mapping are
+  // evicted behind the reader.
+  library.def(
+      "stream(Dict(str, Tensor) tensors, int memory_limit_bytes) -> "
+      "__torch__.torch.classes.ckpt_streamer.StreamHandle",
+      stream_tensors);
+
+  library.def(
+      "_plan(Tensor[] tensors, int memory_limit_bytes) -> "
+      "__torch__.torch.classes.ckpt_streamer._WindowHandle",
+      plan_windows);
+}
+
+}  // namespace ckpt_streamer::ops

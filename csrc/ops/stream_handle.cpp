@@ -1,0 +1,118 @@
+#include "ops/stream_handle.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "ops/dict_source.h"
+#include "ops/errors.h"
+#include "ops/file_source.h"
+#include "ops/limit_warning.h"
+
+namespace ckpt_streamer::ops {
+
+StreamHandle::StreamHandle(
+    std::unique_ptr<TensorSource> source,
+    int64_t memory_limit_bytes)
+    : source_(std::move(source)),
+      streamer_(source_->spans(), checked_limit(memory_limit_bytes)) {}
+
+bool StreamHandle::has_next() {
+  const std::lock_guard lock(mutex_);
+  if (position_ < streamer_.span_count()) {
+    return true;
+  }
+  release_locked();
+  return false;
+}
+
+std::tuple<std::string, at::Tensor> StreamHandle::next() {
+  const std::lock_guard lock(mutex_);
+  TORCH_CHECK_INDEX(
+      position_ < streamer_.span_count(),
+      "next() past the end: all ",
+      streamer_.span_count(),
+      " tensors have been yielded; ask has_next() first, or reset()");
+  return with_torch_errors([&] {
+    const std::vector<size_t>& ends = streamer_.window_ends();
+    if (window_ == 0 || position_ == ends[window_ - 1]) {
+      source_->check_readable();
+      streamer_.enter(window_);
+      ++window_;
+      warn_if_not_held();
+    }
+    std::tuple<std::string, at::Tensor> result(
+        source_->name(position_),
+        source_->tensor(position_));
+    ++position_;
+    return result;
+  });
+}
+
+void StreamHandle::release() {
+  const std::lock_guard lock(mutex_);
+  release_locked();
+}
+
+void StreamHandle::reset() {
+  const std::lock_guard lock(mutex_);
+  release_locked();
+  position_ = 0;
+  window_ = 0;
+}
+
+int64_t StreamHandle::len() const {
+  return static_cast<int64_t>(streamer_.span_count());
+}
+
+int64_t StreamHandle::bytes_streamed() {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int64_t>(streamer_.covered_bytes(position_));
+}
+
+int64_t StreamHandle::bytes_evicted() {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int64_t>(streamer_.figures().evicted_bytes);
+}
+
+int64_t StreamHandle::bytes_resident() {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int64_t>(streamer_.resident_bytes());
+}
+
+int64_t StreamHandle::peak_bytes_resident() {
+  const std::lock_guard lock(mutex_);
+  (void)streamer_.resident_bytes();  // may be a new peak
+  return static_cast<int64_t>(streamer_.figures().peak_resident_bytes);
+}
+
+void StreamHandle::release_locked() {
+  streamer_.release();
+  warn_if_not_held();
+}
+
+void StreamHandle::warn_if_not_held() {
+  warn_if_limit_not_held(streamer_.figures(), warned_);
+}
+
+c10::intrusive_ptr<StreamHandle> open(
+    const std::string& path,
+    int64_t memory_limit_bytes) {
+  checked_limit(memory_limit_bytes);  // before any I/O
+  return with_torch_errors([&] {
+    return c10::make_intrusive<StreamHandle>(
+        std::make_unique<FileSource>(path),
+        memory_limit_bytes);
+  });
+}
+
+c10::intrusive_ptr<StreamHandle> stream_tensors(
+    const c10::Dict<std::string, at::Tensor>& tensors,
+    int64_t memory_limit_bytes) {
+  return with_torch_errors([&] {
+    return c10::make_intrusive<StreamHandle>(
+        std::make_unique<DictSource>(tensors),
+        memory_limit_bytes);
+  });
+}
+
+}  // namespace ckpt_streamer::ops

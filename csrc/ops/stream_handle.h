@@ -1,0 +1,85 @@
+// torch.classes.ckpt_streamer.StreamHandle: a stream of named tensors under a
+// memory limit, for eager Python, TorchScript and C++ alike.
+//
+// All methods may be called from several threads; each call is atomic. A tensor
+// outlives its handle: its bytes stay what they are, read from the file again
+// when touched, and then count against no limit.
+//
+// Every method THROWS torch's errors only (see errors.h).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/custom_class.h>
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <tuple>
+
+#include "ops/tensor_source.h"
+#include "stream/window_streamer.h"
+
+namespace ckpt_streamer::ops {
+
+class StreamHandle final : public torch::CustomClassHolder {
+ public:
+  StreamHandle(
+      std::unique_ptr<TensorSource> source,
+      int64_t memory_limit_bytes);
+
+  // Whether next() has another tensor. Once it has none, the pages of the last
+  // window go back.
+  bool has_next();
+
+  // The next (name, tensor), in the order of the stream. Names are keys joined
+  // by '.'. The tensor is a view: see FileSource::tensor(); from a dict it is
+  // the dict's own.
+  // THROWS: c10::IndexError past the end; c10::ValueError when the file has
+  // shrunk since it was opened (looked at once a window).
+  std::tuple<std::string, at::Tensor> next();
+
+  // All memory held for yielded tensors goes back now. Idempotent; tensors stay
+  // valid, and the stream goes on where it is.
+  void release();
+
+  // Back to the first tensor, memory released.
+  void reset();
+
+  // The number of tensors, each slot counted.
+  int64_t len() const;
+
+  // Bytes of the tensors yielded since the start or the last reset, memory
+  // shared by several counted once.
+  int64_t bytes_streamed();
+  // Bytes of file pages dropped so far.
+  int64_t bytes_evicted();
+  // Bytes of clean file pages of the streamed tensors that are resident now.
+  int64_t bytes_resident();
+  // The most that bytes_resident() has been, as seen at the end of each window.
+  int64_t peak_bytes_resident();
+
+ private:
+  void release_locked();
+  void warn_if_not_held();
+
+  mutable std::mutex mutex_;
+  std::unique_ptr<TensorSource> source_;
+  // After source_: releases its pages while the source still holds them.
+  stream::WindowStreamer streamer_;
+  size_t position_ = 0;
+  size_t window_ = 0;  // the next one to enter
+  bool warned_ = false;
+};
+
+// torch.ops.ckpt_streamer.open(str path, int memory_limit_bytes)
+c10::intrusive_ptr<StreamHandle> open(
+    const std::string& path,
+    int64_t memory_limit_bytes);
+
+// torch.ops.ckpt_streamer.stream(Dict(str, Tensor), int memory_limit_bytes)
+c10::intrusive_ptr<StreamHandle> stream_tensors(
+    const c10::Dict<std::string, at::Tensor>& tensors,
+    int64_t memory_limit_bytes);
+
+}  // namespace ckpt_streamer::ops

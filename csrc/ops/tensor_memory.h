@@ -1,0 +1,39 @@
+// Where a tensor's elements lie in this process, and the order of a stream.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/byte_range.h"
+
+namespace ckpt_streamer::ops {
+
+struct TensorMemory {
+  // The address of its storage's first byte; 0 for a tensor without memory
+  // here: empty, meta, on another device, sparse, or a subclass that wraps
+  // others.
+  uint64_t storage_begin = 0;
+  // The addresses that its elements span. For a sparse tensor, those of its
+  // indices and values.
+  ByteRange span;
+};
+
+// Reads addresses only: no element is touched, a lazily cloned storage is not
+// materialised.
+[[nodiscard]] TensorMemory memory_of(const at::Tensor& tensor);
+
+// The dense tensors that hold a sparse tensor's memory; none for other layouts.
+[[nodiscard]] std::vector<at::Tensor> sparse_components(
+    const at::Tensor& tensor);
+
+// The order of a stream, as indices into `memory`: ascending address of the
+// storage's first byte, then of the tensor's, then as given; tensors without
+// memory here first.
+[[nodiscard]] std::vector<size_t> stream_order(
+    std::span<const TensorMemory> memory);
+
+}  // namespace ckpt_streamer::ops

@@ -1,0 +1,169 @@
+#include "ops/window_handle.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "ops/errors.h"
+#include "ops/limit_warning.h"
+#include "ops/tensor_memory.h"
+
+namespace ckpt_streamer::ops {
+namespace {
+
+at::Tensor int64_tensor(size_t size) {
+  return at::empty({static_cast<int64_t>(size)}, at::kLong);
+}
+
+}  // namespace
+
+WindowHandle::WindowHandle(at::TensorList tensors, int64_t memory_limit_bytes) {
+  const uint64_t limit = checked_limit(memory_limit_bytes);
+  std::vector<TensorMemory> memory;
+  memory.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) {
+    memory.push_back(memory_of(tensor));
+  }
+  const std::vector<size_t> order = stream_order(memory);
+  std::vector<ByteRange> spans;
+  spans.reserve(order.size());
+  for (const size_t index : order) {
+    spans.push_back(memory[index].span);
+  }
+  streamer_ = std::make_unique<stream::WindowStreamer>(std::move(spans), limit);
+  for (size_t i = 0; i < order.size(); ++i) {
+    const at::Tensor& tensor = tensors[order[i]];
+    if (!streamer_->is_evictable(i)) {
+      continue;
+    }
+    if (tensor.layout() == at::kStrided) {
+      storages_.push_back(tensor.unsafeGetTensorImpl()->unsafe_storage());
+    } else {
+      for (const at::Tensor& component : sparse_components(tensor)) {
+        storages_.push_back(component.storage());
+      }
+    }
+  }
+  if (!std::is_sorted(order.begin(), order.end())) {
+    order_.assign(order.begin(), order.end());
+  }
+}
+
+at::Tensor WindowHandle::order() const {
+  const std::lock_guard lock(mutex_);
+  at::Tensor result = int64_tensor(order_.size());
+  std::copy(order_.begin(), order_.end(), result.mutable_data_ptr<int64_t>());
+  return result;
+}
+
+at::Tensor WindowHandle::window_ends() const {
+  const std::lock_guard lock(mutex_);
+  const std::vector<size_t>& ends = streamer_->window_ends();
+  at::Tensor result = int64_tensor(ends.size());
+  std::transform(
+      ends.begin(),
+      ends.end(),
+      result.mutable_data_ptr<int64_t>(),
+      [](size_t end) { return static_cast<int64_t>(end); });
+  return result;
+}
+
+stream::WindowStreamer& WindowHandle::open_streamer() {
+  TORCH_CHECK(streamer_ != nullptr, "the stream is closed");
+  return *streamer_;
+}
+
+void WindowHandle::enter(int64_t window) {
+  const std::lock_guard lock(mutex_);
+  stream::WindowStreamer& streamer = open_streamer();
+  TORCH_CHECK_INDEX(
+      window >= 0 &&
+          static_cast<size_t>(window) < streamer.window_ends().size(),
+      "window ",
+      window,
+      " is not one of ",
+      streamer.window_ends().size());
+  streamer.enter(static_cast<size_t>(window));
+  warn_if_limit_not_held(streamer.figures(), warned_);
+}
+
+void WindowHandle::admit(int64_t position) {
+  const std::lock_guard lock(mutex_);
+  stream::WindowStreamer& streamer = open_streamer();
+  TORCH_CHECK_INDEX(
+      position >= 0 && static_cast<size_t>(position) < streamer.span_count(),
+      "position ",
+      position,
+      " is not one of ",
+      streamer.span_count());
+  streamer.admit(static_cast<size_t>(position));
+  warn_if_limit_not_held(streamer.figures(), warned_);
+}
+
+void WindowHandle::release() {
+  const std::lock_guard lock(mutex_);
+  if (streamer_ != nullptr) {
+    streamer_->release();
+    warn_if_limit_not_held(streamer_->figures(), warned_);
+  }
+}
+
+void WindowHandle::close(int64_t yielded_count) {
+  const std::lock_guard lock(mutex_);
+  if (streamer_ != nullptr) {
+    streamer_->release();
+    warn_if_limit_not_held(streamer_->figures(), warned_);
+    closed_figures_ = streamer_->figures();
+    closed_streamed_bytes_ = streamed_bytes(yielded_count);
+    streamer_.reset();
+    storages_.clear();
+  }
+}
+
+uint64_t WindowHandle::streamed_bytes(int64_t yielded_count) const {
+  TORCH_CHECK_INDEX(
+      yielded_count >= 0 &&
+          static_cast<size_t>(yielded_count) <= streamer_->span_count(),
+      yielded_count,
+      " tensors yielded of ",
+      streamer_->span_count());
+  return streamer_->covered_bytes(static_cast<size_t>(yielded_count));
+}
+
+c10::Dict<std::string, int64_t> WindowHandle::figures(int64_t yielded_count) {
+  const std::lock_guard lock(mutex_);
+  // Counting may raise the peak, so it comes first.
+  const uint64_t resident_bytes = streamer_ ? streamer_->resident_bytes() : 0;
+  const uint64_t written_bytes = streamer_ ? streamer_->written_bytes() : 0;
+  const stream::StreamFigures& figures =
+      streamer_ ? streamer_->figures() : closed_figures_;
+  const uint64_t over_limit_bytes =
+      figures.peak_resident_bytes -
+      std::min(figures.peak_resident_bytes, figures.memory_limit_bytes);
+  c10::Dict<std::string, int64_t> result;
+  const auto insert = [&](const char* name, uint64_t bytes) {
+    result.insert(name, static_cast<int64_t>(bytes));
+  };
+  insert("memory_limit_bytes", figures.memory_limit_bytes);
+  insert(
+      "bytes_streamed",
+      streamer_ ? streamed_bytes(yielded_count) : closed_streamed_bytes_);
+  insert("bytes_evicted", figures.evicted_bytes);
+  insert("bytes_resident", resident_bytes);
+  insert("peak_bytes_resident", figures.peak_resident_bytes);
+  insert("bytes_over_limit", over_limit_bytes);
+  insert("bytes_written", written_bytes);
+  return result;
+}
+
+c10::intrusive_ptr<WindowHandle> plan_windows(
+    at::TensorList tensors,
+    int64_t memory_limit_bytes) {
+  return with_torch_errors([&] {
+    return c10::make_intrusive<WindowHandle>(tensors, memory_limit_bytes);
+  });
+}
+
+}  // namespace ckpt_streamer::ops

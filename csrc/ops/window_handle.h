@@ -1,0 +1,73 @@
+// torch.classes.ckpt_streamer._WindowHandle: the same engine for eager Python,
+// which walks its own tree and cannot afford a call for each tensor: it passes
+// all tensors at once and comes back once a window.
+//
+// Private to the Python package. All methods may be called from several
+// threads; each call is atomic.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Storage.h>
+#include <torch/custom_class.h>
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "stream/window_streamer.h"
+
+namespace ckpt_streamer::ops {
+
+class WindowHandle final : public torch::CustomClassHolder {
+ public:
+  // Holds the storages of file-backed tensors, so that no address it knows can
+  // come to mean other memory; the others it does not hold.
+  WindowHandle(at::TensorList tensors, int64_t memory_limit_bytes);
+
+  // int64 [n]: the tensors' indices in the order of the stream; int64 [0] when
+  // that is the order given.
+  at::Tensor order() const;
+
+  // int64 [windows]: the position in that order behind each window's last.
+  at::Tensor window_ends() const;
+
+  // Makes a window live, by its index; c10::IndexError if there is none.
+  void enter(int64_t window);
+
+  // Makes one tensor live, by its position in the order; c10::IndexError if
+  // there is none.
+  void admit(int64_t position);
+
+  // Drops all clean pages. Idempotent.
+  void release();
+
+  // Releases and lets go of the storages; afterwards only release(), close()
+  // and figures() still work. `yielded_count` as in figures().
+  void close(int64_t yielded_count);
+
+  // Byte counts under the names of Stream.stats(), after the first
+  // `yielded_count` tensors of the order; after close(), those at that moment.
+  c10::Dict<std::string, int64_t> figures(int64_t yielded_count);
+
+ private:
+  uint64_t streamed_bytes(int64_t yielded_count) const;
+  stream::WindowStreamer& open_streamer();
+
+  mutable std::mutex mutex_;
+  std::vector<c10::Storage> storages_;
+  std::vector<int64_t> order_;
+  // After storages_: its destructor drops pages that they keep mapped.
+  std::unique_ptr<stream::WindowStreamer> streamer_;
+  stream::StreamFigures closed_figures_;
+  uint64_t closed_streamed_bytes_ = 0;
+  bool warned_ = false;
+};
+
+// torch.ops.ckpt_streamer._plan(Tensor[] tensors, int memory_limit_bytes)
+c10::intrusive_ptr<WindowHandle> plan_windows(
+    at::TensorList tensors,
+    int64_t memory_limit_bytes);
+
+}  // namespace ckpt_streamer::ops

@@ -1,0 +1,101 @@
+#include "os/file.h"
+
+#include <sys/stat.h>
+
+#include <array>
+#include <limits>
+#include <memory>
+
+#include "base/error.h"
+#include "os/mapped_file.h"
+#include "temporary_file.h"
+#include "test_macros.h"
+
+namespace ckpt_streamer::os {
+namespace {
+
+using ckpt_streamer::testing::pattern_at;
+using ckpt_streamer::testing::TemporaryFile;
+
+TEST(a_file_reads_any_range) {
+  const TemporaryFile path(10000);
+  const File file(path.path());
+  EXPECT_EQ(file.size_bytes(), uint64_t{10000});
+  std::array<std::byte, 100> bytes{};
+  file.read(9900, bytes);
+  EXPECT_EQ(static_cast<char>(bytes[99]), pattern_at(9999));
+}
+
+TEST(a_read_past_the_end_is_an_error) {
+  const TemporaryFile path(10);
+  const File file(path.path());
+  std::array<std::byte, 4> bytes{};
+  EXPECT_THROWS(
+      CheckpointError,
+      path.path() + ": found 10 bytes, expected 4 more [byte 8]",
+      file.read(8, bytes));
+  EXPECT_THROWS(
+      CheckpointError,
+      path.path() +
+          ": found 10 bytes, expected 4 more [byte 18446744073709551615]",
+      file.read(std::numeric_limits<uint64_t>::max(), bytes));
+}
+
+TEST(a_file_that_shrinks_is_an_error) {
+  const TemporaryFile path(10000);
+  const File file(path.path());
+  EXPECT_EQ(::truncate(path.path().c_str(), 100), 0);
+  EXPECT_EQ(file.current_size_bytes(), uint64_t{100});
+  std::array<std::byte, 4> bytes{};
+  EXPECT_THROWS(
+      CheckpointError,
+      path.path() +
+          ": the file has shrunk from 10000 bytes while it was read, expected "
+          "4 more [byte 5000]",
+      file.read(5000, bytes));
+}
+
+TEST(what_is_no_regular_file_is_refused_by_name) {
+  EXPECT_THROWS(
+      CheckpointError,
+      "/nonexistent/x.pt: cannot open: No such file or directory",
+      File("/nonexistent/x.pt"));
+  EXPECT_THROWS(
+      CheckpointError,
+      "/tmp: is a directory, expected a checkpoint file",
+      File("/tmp"));
+  const TemporaryFile path(1);
+  const std::string fifo = path.path() + ".fifo";
+  EXPECT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+  EXPECT_THROWS(
+      CheckpointError,
+      fifo + ": is not a regular file, expected a checkpoint file",
+      File(std::string(fifo)));
+  ::unlink(fifo.c_str());
+}
+
+TEST(a_mapping_is_private_and_outlives_its_file_object) {
+  const TemporaryFile path(5000);
+  auto file = std::make_unique<File>(path.path());
+  const MappedFile mapping(*file);
+  file.reset();
+  auto* const bytes = static_cast<char*>(mapping.at(0));
+  EXPECT_EQ(bytes[4999], pattern_at(4999));
+  bytes[0] = 'x';
+  EXPECT_EQ(bytes[0], 'x');
+  std::array<std::byte, 1> on_disk{};
+  File(path.path()).read(0, on_disk);
+  EXPECT_EQ(static_cast<char>(on_disk[0]), pattern_at(0));
+}
+
+TEST(an_empty_file_cannot_be_mapped) {
+  const TemporaryFile path(0);
+  const File file(path.path());
+  EXPECT_THROWS(
+      CheckpointError,
+      path.path() + ": is empty, expected a checkpoint",
+      MappedFile(file));
+}
+
+}  // namespace
+}  // namespace ckpt_streamer::os

@@ -1,0 +1,205 @@
+// Every test that drops or counts runs with both ways of reading page tables.
+#include "os/residency.h"
+
+#include <sys/wait.h>
+
+#include <algorithm>
+
+#include "temporary_file.h"
+#include "test_macros.h"
+
+namespace ckpt_streamer::os {
+namespace {
+
+using ckpt_streamer::testing::pattern_at;
+using ckpt_streamer::testing::TemporaryFile;
+using ckpt_streamer::testing::TestMapping;
+
+constexpr uint64_t kSize = 8 << 20;
+constexpr ScanMethod kMethods[] = {ScanMethod::kBest, ScanMethod::kPagemap};
+
+bool is_listed(const ByteRange& range) {
+  const std::vector<ByteRange> mappings = private_file_mappings();
+  return std::any_of(
+      mappings.begin(),
+      mappings.end(),
+      [&](const ByteRange& mapping) {
+        return !intersect(mapping, range).empty();
+      });
+}
+
+TEST(private_file_mappings_lists_private_file_mappings_only) {
+  const TemporaryFile file(kSize);
+  const TestMapping is_private(file.path(), kSize, MAP_PRIVATE);
+  const TestMapping is_shared(file.path(), kSize, MAP_SHARED);
+  const TestMapping is_anonymous("", kSize, MAP_PRIVATE | MAP_ANONYMOUS);
+  EXPECT(is_listed(is_private.range()));
+  EXPECT(!is_listed(is_shared.range()));
+  EXPECT(!is_listed(is_anonymous.range()));
+}
+
+TEST(drop_resident_drops_every_clean_page) {
+  const TemporaryFile file(kSize);
+  for (const ScanMethod method : kMethods) {
+    const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+    mapping.touch();
+    EXPECT_EQ(mapping.resident().clean_bytes, kSize);
+    Residency residency(method);
+    const ByteRange range = mapping.range();
+    EXPECT_EQ(residency.count_resident({&range, 1}), kSize);
+    const DropResult result = residency.drop_resident({&range, 1});
+    EXPECT_EQ(result.found_bytes, kSize);
+    EXPECT_EQ(result.remaining_bytes, uint64_t{0});
+    EXPECT_EQ(result.error_number, 0);
+    EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+    EXPECT_EQ(mapping.bytes()[4097], pattern_at(4097));
+  }
+}
+
+TEST(drop_resident_keeps_written_pages) {
+  const TemporaryFile file(kSize);
+  for (const ScanMethod method : kMethods) {
+    const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+    mapping.touch();
+    const uint64_t page_size = page_size_bytes();
+    uint64_t written_pages = 0;
+    for (uint64_t i = 0; i < kSize; i += 3 * page_size) {
+      mapping.bytes()[i + 1] = 'w';
+      ++written_pages;
+    }
+    mapping.touch();  // a write unmaps the rest of a huge page
+    Residency residency(method);
+    const ByteRange range = mapping.range();
+    EXPECT_EQ(residency.count_written({&range, 1}), written_pages * page_size);
+    const DropResult result = residency.drop_resident({&range, 1});
+    EXPECT_EQ(result.found_bytes, kSize - written_pages * page_size);
+    EXPECT_EQ(result.remaining_bytes, uint64_t{0});
+    EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+    EXPECT_EQ(mapping.resident().written_bytes, written_pages * page_size);
+    for (uint64_t i = 0; i < kSize; i += page_size) {
+      const bool written = i % (3 * page_size) == 0;
+      EXPECT_EQ(mapping.bytes()[i + 1], written ? 'w' : pattern_at(i + 1));
+    }
+  }
+}
+
+TEST(drop_resident_touches_nothing_outside_its_ranges) {
+  const TemporaryFile file(kSize);
+  for (const ScanMethod method : kMethods) {
+    const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+    const ByteRange whole = mapping.range();
+    advise_huge_pages({&whole, 1}, HugePages::kAvoid);
+    mapping.touch();
+    Residency residency(method);
+    const ByteRange ranges[] = {
+        {whole.begin + (1 << 20), whole.begin + (2 << 20)},
+        {whole.begin + (4 << 20), whole.begin + (5 << 20)}};
+    const DropResult result = residency.drop_resident(ranges);
+    EXPECT_EQ(result.found_bytes, uint64_t{2 << 20});
+    EXPECT_EQ(mapping.resident().clean_bytes, kSize - (2 << 20));
+  }
+}
+
+TEST(drop_resident_leaves_anonymous_memory_alone) {
+  for (const ScanMethod method : kMethods) {
+    const TestMapping mapping("", kSize, MAP_PRIVATE | MAP_ANONYMOUS);
+    for (uint64_t i = 0; i < kSize; ++i) {
+      mapping.bytes()[i] = pattern_at(i);
+    }
+    Residency residency(method);
+    const ByteRange range = mapping.range();
+    EXPECT_EQ(residency.drop_resident({&range, 1}).found_bytes, uint64_t{0});
+    for (uint64_t i = 0; i < kSize; i += 997) {
+      EXPECT_EQ(mapping.bytes()[i], pattern_at(i));
+    }
+  }
+}
+
+TEST(drop_resident_says_what_it_could_not_drop) {
+  const TemporaryFile file(kSize);
+  const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+  mapping.touch();
+  const ByteRange range = mapping.range();
+  // Read-only first: locking writable private memory copies it.
+  char* const bytes = const_cast<char*>(mapping.bytes());
+  constexpr uint64_t kLocked = 1 << 20;
+  EXPECT_EQ(::mprotect(bytes, kSize, PROT_READ), 0);
+  EXPECT_EQ(::mlock(bytes, kLocked), 0);
+  Residency residency;
+  const DropResult result = residency.drop_resident({&range, 1});
+  EXPECT(result.remaining_bytes >= kLocked);
+  EXPECT_EQ(result.error_number, EINVAL);
+}
+
+TEST(without_page_tables_nothing_is_dropped_and_all_counts_as_resident) {
+  const TemporaryFile file(kSize);
+  const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+  mapping.touch();
+  Residency residency(ScanMethod::kNone);
+  const ByteRange range = mapping.range();
+  const DropResult result = residency.drop_resident({&range, 1});
+  EXPECT_EQ(result.found_bytes, kSize);
+  EXPECT_EQ(result.remaining_bytes, kSize);
+  EXPECT_EQ(result.error_number, EACCES);
+  EXPECT_EQ(residency.scan_error(), EACCES);
+  EXPECT_EQ(residency.count_resident({&range, 1}), kSize);
+  EXPECT_EQ(mapping.resident().clean_bytes, kSize);
+}
+
+// The descriptor opened before the fork shows the parent's page tables: there,
+// the page is clean; in the child it is written.
+TEST(a_forked_child_looks_at_its_own_pages) {
+  const TemporaryFile file(kSize);
+  for (const ScanMethod method : kMethods) {
+    const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+    mapping.touch();
+    Residency residency(method);
+    const ByteRange range = mapping.range();
+    EXPECT_EQ(residency.count_resident({&range, 1}), kSize);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      mapping.bytes()[5] = 'c';
+      residency.drop_resident({&range, 1});
+      ::_exit(mapping.bytes()[5] == 'c' ? 0 : 1);
+    }
+    int status = 0;
+    EXPECT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+  }
+}
+
+TEST(populate_makes_a_range_resident_without_writing) {
+  const TemporaryFile file(kSize);
+  const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+  Residency residency;
+  const uint64_t begin = mapping.range().begin + (1 << 20);
+  const ByteRange range = {begin + 5, begin + 100000};
+  EXPECT_EQ(residency.populate(range), 0);
+  const ByteRange pages = round_outward(range, page_size_bytes());
+  EXPECT_EQ(residency.count_resident({&pages, 1}), pages.size_bytes());
+  EXPECT_EQ(mapping.resident().written_bytes, uint64_t{0});
+}
+
+TEST(drop_cached_gives_back_the_kernels_copy) {
+  const TemporaryFile path(kSize);
+  const File file(path.path());
+  const TestMapping mapping(path.path(), kSize, MAP_SHARED);
+  // Dirty pages stay: they must reach the disk first.
+  EXPECT_EQ(::msync(const_cast<char*>(mapping.bytes()), kSize, MS_SYNC), 0);
+  const int descriptor = ::open(path.path().c_str(), O_RDONLY);
+  EXPECT_EQ(::fsync(descriptor), 0);
+  ::close(descriptor);
+  EXPECT_EQ(drop_cached(file, {0, kSize}), 0);
+  std::vector<unsigned char> in_core(kSize / page_size_bytes());
+  EXPECT_EQ(
+      ::mincore(const_cast<char*>(mapping.bytes()), kSize, in_core.data()),
+      0);
+  const auto cached =
+      std::count_if(in_core.begin(), in_core.end(), [](unsigned char state) {
+        return (state & 1) != 0;
+      });
+  EXPECT_EQ(cached, std::ptrdiff_t{0});
+}
+
+}  // namespace
+}  // namespace ckpt_streamer::os

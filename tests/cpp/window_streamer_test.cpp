@@ -1,0 +1,233 @@
+#include "stream/window_streamer.h"
+
+#include <algorithm>
+
+#include "temporary_file.h"
+#include "test_macros.h"
+
+namespace ckpt_streamer::stream {
+namespace {
+
+using ckpt_streamer::testing::pattern_at;
+using ckpt_streamer::testing::TemporaryFile;
+using ckpt_streamer::testing::TestMapping;
+
+constexpr uint64_t kMiB = 1 << 20;
+constexpr uint64_t kFileSize = 64 * kMiB;
+
+// Cuts [range.begin + first_offset, range.end) into spans; the last may be
+// short.
+std::vector<ByteRange> cut(
+    const ByteRange& range,
+    uint64_t first_offset,
+    uint64_t size_bytes) {
+  std::vector<ByteRange> spans;
+  for (uint64_t begin = range.begin + first_offset; begin < range.end;
+       begin += size_bytes) {
+    spans.push_back({begin, std::min(begin + size_bytes, range.end)});
+  }
+  return spans;
+}
+
+void touch(const ByteRange& span) {
+  for (uint64_t at = span.begin; at < span.end; at += 4096) {
+    (void)*reinterpret_cast<const volatile char*>(at);
+  }
+}
+
+// Streams all spans, touching each; the most that smaps ever shows.
+uint64_t peak_of(
+    WindowStreamer& streamer,
+    const std::vector<ByteRange>& spans,
+    const TestMapping& mapping) {
+  uint64_t peak = 0;
+  size_t index = 0;
+  for (size_t window = 0; window < streamer.window_ends().size(); ++window) {
+    streamer.enter(window);
+    EXPECT(streamer.invariants_hold());
+    peak = std::max(peak, mapping.resident().clean_bytes);
+    for (; index < streamer.window_ends()[window]; ++index) {
+      touch(spans[index]);
+    }
+    peak = std::max(peak, mapping.resident().clean_bytes);
+  }
+  return peak;
+}
+
+TEST(the_limit_holds_for_any_tensor_below_it) {
+  const TemporaryFile file(kFileSize);
+  for (const auto method : {os::ScanMethod::kBest, os::ScanMethod::kPagemap}) {
+    for (const uint64_t limit : {4 * kMiB, 5 * kMiB, 32 * kMiB, 40 * kMiB}) {
+      for (const uint64_t size :
+           {uint64_t{4096}, uint64_t{100000}, 3 * kMiB, limit - 8192}) {
+        const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+        mapping.touch();  // resident from before the stream
+        const std::vector<ByteRange> spans = cut(mapping.range(), 64, size);
+        WindowStreamer streamer(spans, limit, method);
+        EXPECT(peak_of(streamer, spans, mapping) <= limit);
+        streamer.release();
+        EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+        EXPECT(streamer.figures().peak_resident_bytes <= limit);
+        EXPECT(streamer.figures().evicted_bytes >= kFileSize);
+        EXPECT_EQ(streamer.figures().drop_error, 0);
+      }
+    }
+  }
+}
+
+TEST(a_tensor_above_the_limit_is_measured_and_told) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  const std::vector<ByteRange> spans = cut(mapping.range(), 0, 16 * kMiB);
+  WindowStreamer streamer(spans, 4 * kMiB);
+  EXPECT_EQ(peak_of(streamer, spans, mapping), 16 * kMiB);
+  streamer.release();
+  EXPECT_EQ(streamer.figures().peak_resident_bytes, 16 * kMiB);
+  EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+}
+
+TEST(admit_keeps_the_limit_in_any_order) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  const std::vector<ByteRange> spans = cut(mapping.range(), 64, 300000);
+  WindowStreamer streamer(spans, 4 * kMiB);
+  for (size_t i = 0; i < spans.size(); ++i) {
+    const size_t index = i * 37 % spans.size();
+    streamer.admit(index);
+    touch(spans[index]);
+    EXPECT(streamer.invariants_hold());
+    EXPECT(mapping.resident().clean_bytes <= 4 * kMiB);
+  }
+}
+
+TEST(written_pages_survive_and_are_counted_apart) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  const std::vector<ByteRange> spans = cut(mapping.range(), 64, kMiB);
+  WindowStreamer streamer(spans, 4 * kMiB);
+  for (uint64_t i = 0; i < kFileSize; i += 3 * kMiB) {
+    mapping.bytes()[i + 100] = 'w';
+  }
+  const uint64_t written = mapping.resident().written_bytes;
+  EXPECT(peak_of(streamer, spans, mapping) <= 4 * kMiB);
+  streamer.release();
+  EXPECT_EQ(streamer.written_bytes(), written);
+  EXPECT_EQ(mapping.resident().written_bytes, written);
+  for (uint64_t i = 0; i < kFileSize; i += kMiB) {
+    EXPECT_EQ(
+        mapping.bytes()[i + 100],
+        i % (3 * kMiB) == 0 ? 'w' : pattern_at(i + 100));
+  }
+}
+
+TEST(memory_that_is_no_private_file_mapping_has_no_extents) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping is_shared(file.path(), kFileSize, MAP_SHARED);
+  const TestMapping is_anonymous("", kFileSize, MAP_PRIVATE | MAP_ANONYMOUS);
+  for (uint64_t i = 0; i < kFileSize; i += 4096) {
+    is_anonymous.bytes()[i] = 'a';
+  }
+  is_shared.touch();
+  const std::vector<ByteRange> spans = {
+      is_shared.range(),
+      is_anonymous.range()};
+  WindowStreamer streamer(spans, kMiB);
+  EXPECT(!streamer.is_evictable(0));
+  EXPECT(!streamer.is_evictable(1));
+  streamer.enter(0);
+  streamer.enter(1);
+  streamer.release();
+  EXPECT_EQ(is_shared.resident().clean_bytes, kFileSize);
+  EXPECT_EQ(is_anonymous.resident().written_bytes, kFileSize);
+  EXPECT_EQ(streamer.figures().evicted_bytes, uint64_t{0});
+}
+
+TEST(the_mapping_of_another_file_next_door_is_not_touched) {
+  const TemporaryFile file(kFileSize);
+  const TemporaryFile other(kMiB);
+  // One reservation, filled with file | other | file.
+  const TestMapping whole(
+      "",
+      2 * kFileSize + kMiB,
+      MAP_PRIVATE | MAP_ANONYMOUS);
+  const auto place = [&](const std::string& path, uint64_t at, uint64_t size) {
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    EXPECT(
+        ::mmap(
+            const_cast<char*>(whole.bytes()) + at,
+            size,
+            PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_FIXED,
+            descriptor,
+            0) != MAP_FAILED);
+    ::close(descriptor);
+  };
+  place(file.path(), 0, kFileSize);
+  place(other.path(), kFileSize, kMiB);
+  place(file.path(), kFileSize + kMiB, kFileSize);
+  whole.touch();
+  const uint64_t begin = whole.range().begin;
+  const std::vector<ByteRange> spans = {
+      {begin, begin + kFileSize},
+      {begin + kFileSize + kMiB, whole.range().end}};
+  WindowStreamer streamer(spans, 4 * kMiB);
+  streamer.enter(0);
+  streamer.release();
+  EXPECT_EQ(whole.resident().clean_bytes, kMiB);
+}
+
+TEST(release_drops_what_came_back) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  const std::vector<ByteRange> spans = cut(mapping.range(), 0, kMiB);
+  WindowStreamer streamer(spans, 4 * kMiB);
+  streamer.enter(0);
+  streamer.release();
+  streamer.release();
+  mapping.touch();
+  streamer.release();
+  EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+}
+
+TEST(destruction_releases) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  {
+    const std::vector<ByteRange> spans = cut(mapping.range(), 0, kMiB);
+    WindowStreamer streamer(spans, 4 * kMiB);
+    streamer.enter(0);
+    touch(spans[0]);
+    EXPECT(mapping.resident().clean_bytes > 0);
+  }
+  EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+}
+
+TEST(shared_bytes_are_counted_once) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  const uint64_t begin = mapping.range().begin;
+  const WindowStreamer streamer(
+      {{},
+       {begin, begin + 100},
+       {begin, begin + 50},
+       {begin + 60, begin + 130}},
+      kMiB);
+  EXPECT_EQ(streamer.covered_bytes(0), uint64_t{0});
+  EXPECT_EQ(streamer.covered_bytes(2), uint64_t{100});
+  EXPECT_EQ(streamer.covered_bytes(4), uint64_t{130});
+}
+
+TEST(without_page_tables_the_excess_is_told) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  const std::vector<ByteRange> spans = cut(mapping.range(), 0, kMiB);
+  WindowStreamer streamer(spans, 4 * kMiB, os::ScanMethod::kNone);
+  peak_of(streamer, spans, mapping);
+  EXPECT_EQ(mapping.resident().clean_bytes, kFileSize);
+  EXPECT_EQ(streamer.figures().evicted_bytes, uint64_t{0});
+  EXPECT(streamer.figures().peak_resident_bytes >= kFileSize - 4 * kMiB);
+  EXPECT(streamer.figures().drop_error != 0);
+}
+
+}  // namespace
+}  // namespace ckpt_streamer::stream

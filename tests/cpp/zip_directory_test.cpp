@@ -1,0 +1,342 @@
+#include "format/zip_directory.h"
+
+#include "memory_source.h"
+#include "test_macros.h"
+
+namespace ckpt_streamer::format {
+namespace {
+
+using testing::build_zip;
+using testing::MemorySource;
+using testing::ZipOptions;
+using testing::ZipRecord;
+
+ZipDirectory read(const std::string& file) {
+  const MemorySource source(file);
+  return ZipDirectory::read(source);
+}
+
+std::string data_of(const std::string& file, const std::string& name) {
+  const ZipDirectory directory = read(file);
+  const ZipEntry* entry = directory.find(name);
+  if (entry == nullptr) {
+    return "(none)";
+  }
+  return file.substr(entry->data_range.begin, entry->data_range.size_bytes());
+}
+
+void expect_corrupt(const std::string& file, const std::string& message) {
+  EXPECT_THROWS(CheckpointError, message, read(file));
+}
+
+TEST(finds_records_behind_padding) {
+  ZipRecord padded{"a/x", "hello"};
+  padded.local_extra = "FB\x02\x01ZZ";
+  const std::string file = build_zip({padded, {"a/y", ""}, {"a/z", "world"}});
+  EXPECT_EQ(data_of(file, "a/x"), "hello");
+  EXPECT_EQ(data_of(file, "a/y"), "");
+  EXPECT_EQ(data_of(file, "a/z"), "world");
+  EXPECT_EQ(data_of(file, "a/w"), "(none)");
+  const ZipDirectory directory = read(file);
+  EXPECT_EQ(directory.entries().size(), 3U);
+  EXPECT_EQ(std::string(directory.entries()[2].name), "a/z");
+  EXPECT_EQ(directory.entries()[0].data_range.begin, 30U + 3U + 6U);
+}
+
+TEST(survives_a_move) {
+  const std::string file = build_zip({{"a/x", "hello"}});
+  ZipDirectory first = read(file);
+  const ZipDirectory second = std::move(first);
+  EXPECT(second.find("a/x") != nullptr);
+}
+
+TEST(reads_zip64) {
+  ZipRecord wide{"a/x", "hello"};
+  wide.is_zip64 = true;
+  ZipOptions options;
+  options.is_zip64 = true;
+  EXPECT_EQ(data_of(build_zip({wide, {"a/y", "z"}}, options), "a/x"), "hello");
+  EXPECT_EQ(data_of(build_zip({wide, {"a/y", "z"}}, options), "a/y"), "z");
+}
+
+TEST(reads_past_a_comment_that_looks_like_an_end_record) {
+  ZipOptions options;
+  options.comment = "PK\x05\x06" + std::string(18, '\0') + "tail";
+  EXPECT_EQ(data_of(build_zip({{"a/x", "hello"}}, options), "a/x"), "hello");
+}
+
+TEST(keeps_compressed_records_and_any_order) {
+  ZipRecord deflated{"a/x", "12345"};
+  deflated.method = 8;
+  deflated.compressed_size = 5;
+  deflated.central_size = 100;
+  const std::string file = build_zip({deflated, {"a/y", "z"}});
+  const ZipDirectory directory = read(file);
+  EXPECT(!directory.find("a/x")->is_stored());
+  EXPECT_EQ(directory.find("a/x")->uncompressed_size_bytes, 100U);
+  EXPECT_EQ(data_of(file, "a/x"), "12345");
+
+  // The central directory lists them the other way round.
+  ZipRecord second{"a/2", "two"};
+  second.local_offset = 30 + 3 + 3;
+  ZipRecord first{"a/1", "one"};
+  first.local_offset = 0;
+  std::string swapped = build_zip({second, first});
+  swapped.replace(30, 6, "a/1one");
+  swapped.replace(36 + 30, 6, "a/2two");
+  EXPECT_EQ(data_of(swapped, "a/1"), "one");
+  EXPECT_EQ(data_of(swapped, "a/2"), "two");
+}
+
+TEST(empty_zip_has_no_entries) {
+  EXPECT_EQ(read(build_zip({})).entries().size(), 0U);
+}
+
+TEST(refuses_a_truncated_file) {
+  const std::string file = build_zip({{"a/x", "hello"}});
+  expect_corrupt(
+      file.substr(0, file.size() - 1),
+      "m.pt: is truncated: no end of central directory record in its last 108 "
+      "bytes, expected a whole zip file");
+  expect_corrupt(
+      file.substr(0, 40),
+      "m.pt: is truncated: no end of central directory record in its last 40 "
+      "bytes, expected a whole zip file");
+  expect_corrupt(
+      "PK",
+      "m.pt: is truncated: no end of central directory record in its last 2 "
+      "bytes, expected a whole zip file");
+}
+
+TEST(refuses_bytes_after_the_end) {
+  ZipOptions options;
+  options.file_suffix = "junk";
+  expect_corrupt(
+      build_zip({{"a/x", "hello"}}, options),
+      "m.pt: the end of central directory record is followed by 4 bytes, "
+      "expected a comment of 0 [byte 87]");
+}
+
+TEST(refuses_more_entries_than_fit) {
+  ZipOptions options;
+  options.entry_count = 60000;
+  expect_corrupt(
+      build_zip({{"a/x", "hello"}}, options),
+      "m.pt: the central directory has 60000 entries in 49 bytes, expected at "
+      "least 46 bytes an entry [byte 87]");
+  options.is_zip64 = true;
+  options.entry_count = uint64_t{1} << 60;
+  expect_corrupt(
+      build_zip({{"a/x", "hello"}}, options),
+      "m.pt: the central directory has 1152921504606846976 entries in 49 "
+      "bytes, expected at least 46 bytes an entry [byte 163]");
+}
+
+TEST(refuses_fewer_entries_than_there_are) {
+  ZipOptions options;
+  options.entry_count = 1;
+  expect_corrupt(
+      build_zip({{"a/x", "hello"}, {"a/y", "hello"}}, options),
+      "m.pt: the central directory has 49 bytes after its last entry, expected "
+      "none [byte 125]");
+}
+
+TEST(refuses_a_directory_that_reaches_past_its_end_record) {
+  ZipOptions options;
+  options.directory_size = 1000;
+  expect_corrupt(
+      build_zip({{"a/x", "hello"}}, options),
+      "m.pt: the central directory has 1000 bytes from byte 38, expected it to "
+      "end in front of its end record at byte 87 [byte 87]");
+}
+
+TEST(refuses_a_bad_directory_header) {
+  std::string file = build_zip({{"a/x", "hello"}});
+  file[38] = 'Q';
+  expect_corrupt(
+      file,
+      "m.pt: found 51 4b 01 02, expected a central directory header (50 4b 01 "
+      "02) [byte 38]");
+}
+
+TEST(refuses_a_directory_header_longer_than_the_directory) {
+  std::string file = build_zip({{"a/x", "hello"}});
+  file[38 + 28] = 100;
+  expect_corrupt(
+      file,
+      "m.pt: a central directory header has 146 bytes, expected at most the "
+      "remaining 49 [byte 38]");
+}
+
+TEST(refuses_disagreeing_end_records) {
+  ZipOptions options;
+  options.is_zip64 = true;
+  std::string file = build_zip({{"a/x", "hello"}}, options);
+  file.replace(file.size() - 12, 2, testing::little_endian(7, 2));
+  expect_corrupt(
+      file,
+      "m.pt: the end of central directory record has entry count 7, expected 1 "
+      "as in its zip64 record [byte 163]");
+}
+
+TEST(refuses_a_zip64_locator_that_points_nowhere) {
+  ZipOptions options;
+  options.is_zip64 = true;
+  std::string file = build_zip({{"a/x", "hello"}}, options);
+  const size_t locator = file.size() - 22 - 20;
+  file.replace(locator + 8, 8, testing::little_endian(1ULL << 63, 8));
+  expect_corrupt(
+      file,
+      "m.pt: the zip64 locator points at byte 9223372036854775808, expected a "
+      "record of 56 bytes in front of the locator [byte 143]");
+  file.replace(locator + 8, 8, testing::little_endian(0, 8));
+  expect_corrupt(
+      file,
+      "m.pt: found 50 4b 03 04, expected the zip64 end of central directory "
+      "record (50 4b 06 06) [byte 0]");
+}
+
+TEST(refuses_a_short_zip64_extra_field) {
+  ZipRecord wide{"a/x", "hello"};
+  wide.is_zip64 = true;
+  std::string file = build_zip({wide});
+  // The extra field's own size: 24 becomes 16, one value too few.
+  file[38 + 46 + 3 + 2] = 16;
+  expect_corrupt(
+      file,
+      "m.pt: the zip64 extra field of record 'a/x' has 16 bytes, expected 8 "
+      "for each size or offset of all ones [byte 38]");
+}
+
+TEST(refuses_several_volumes) {
+  std::string file = build_zip({{"a/x", "hello"}});
+  file[file.size() - 22 + 4] = 1;
+  expect_corrupt(
+      file,
+      "m.pt: is volume 1 of a multi-volume zip, expected a zip in one file "
+      "[byte 87]");
+}
+
+TEST(refuses_encryption) {
+  ZipRecord record{"a/x", "hello"};
+  record.flags = 1;
+  expect_corrupt(
+      build_zip({record}),
+      "m.pt: record 'a/x' is encrypted, expected plain [byte 38]");
+}
+
+TEST(refuses_duplicate_names) {
+  expect_corrupt(
+      build_zip({{"a/x", "1"}, {"a/y", ""}, {"a/x", "2"}}),
+      "m.pt: record 'a/x' is in the central directory twice, expected distinct "
+      "names [byte 67]");
+}
+
+TEST(refuses_another_name_in_the_local_header) {
+  ZipRecord record{"a/x", "hello"};
+  record.local_name = "a/y";
+  expect_corrupt(
+      build_zip({record}),
+      "m.pt: the local header has the name 'a/y', expected 'a/x' as "
+      "in the central directory [byte 0]");
+  record.local_name = "a/xx";
+  expect_corrupt(
+      build_zip({record}),
+      "m.pt: the local header of record 'a/x' has a name of 4 bytes, expected "
+      "3 as in the central directory [byte 0]");
+}
+
+TEST(refuses_another_method_in_the_local_header) {
+  std::string file = build_zip({{"a/x", "hello"}});
+  file[8] = 8;
+  expect_corrupt(
+      file,
+      "m.pt: the local header of record 'a/x' has compression method 8, "
+      "expected 0 as in the central directory [byte 0]");
+}
+
+TEST(refuses_a_bad_local_header) {
+  std::string file = build_zip({{"a/x", "hello"}});
+  file[0] = 'Q';
+  expect_corrupt(
+      file,
+      "m.pt: found 51 4b 03 04, expected the local header of record 'a/x' (50 "
+      "4b 03 04) [byte 0]");
+}
+
+TEST(refuses_a_stored_record_of_two_sizes) {
+  ZipRecord record{"a/x", "hello"};
+  record.compressed_size = 4;
+  record.central_size = 5;
+  expect_corrupt(
+      build_zip({record}),
+      "m.pt: record 'a/x' is stored in 4 bytes, expected its size of 5 [byte "
+      "38]");
+}
+
+TEST(refuses_data_that_reaches_into_the_next_record) {
+  ZipRecord record{"a/x", "hello"};
+  record.central_size = 6;
+  expect_corrupt(
+      build_zip({record, {"a/y", ""}}),
+      "m.pt: the data of record 'a/x' reaches past byte 38, expected it to end "
+      "in front of record 'a/y' [byte 0]");
+  expect_corrupt(
+      build_zip({record}),
+      "m.pt: the data of record 'a/x' reaches past byte 38, expected it to end "
+      "in front of the central directory [byte 0]");
+}
+
+TEST(refuses_two_records_at_one_place) {
+  ZipRecord record{"a/y", "hello"};
+  record.local_offset = 0;
+  expect_corrupt(
+      build_zip({{"a/x", "hello"}, record}),
+      "m.pt: the local header of record 'a/x' reaches past byte 0, expected it "
+      "to end in front of record 'a/y' [byte 0]");
+}
+
+TEST(refuses_a_local_header_outside_the_file) {
+  ZipRecord record{"a/x", "hello"};
+  record.local_offset = 5000;
+  expect_corrupt(
+      build_zip({record}),
+      "m.pt: the local header of record 'a/x' reaches past byte 38, expected "
+      "it to end in front of the central directory [byte 5000]");
+}
+
+TEST(refuses_an_extra_field_that_reaches_into_the_directory) {
+  std::string file = build_zip({{"a/x", "hello"}});
+  file[28] = 100;
+  expect_corrupt(
+      file,
+      "m.pt: the local header of record 'a/x' reaches past byte 38, expected "
+      "it to end in front of the central directory [byte 0]");
+}
+
+TEST(escapes_names_in_messages) {
+  expect_corrupt(
+      build_zip({{"a\n\xff", "1"}, {"a\n\xff", "2"}}),
+      "m.pt: record 'a\\x0a\\xff' is in the central directory twice, expected "
+      "distinct names [byte 34]");
+}
+
+TEST(name_index_finds_every_name_once) {
+  std::vector<std::string> names;
+  for (int i = 0; i < 5000; ++i) {
+    names.push_back("archive/data/" + std::to_string(i));
+  }
+  const NameIndex index({names.begin(), names.end()});
+  EXPECT(!index.duplicate().has_value());
+  for (uint32_t i = 0; i < names.size(); ++i) {
+    EXPECT_EQ(index.find(names[i]).value(), i);
+  }
+  EXPECT(!index.find("archive/data/5000").has_value());
+  names[4000] = names[7];
+  const NameIndex twice({names.begin(), names.end()});
+  EXPECT_EQ(twice.duplicate().value().first, 7U);
+  EXPECT_EQ(twice.duplicate().value().second, 4000U);
+}
+
+}  // namespace
+}  // namespace ckpt_streamer::format

@@ -17,7 +17,7 @@ UNAME := $(shell uname -s)
 PLATFORM := $(if $(filter Darwin,$(UNAME)),macos,linux)
 CORE_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cpp stream/*.cpp os/*_posix.cpp os/*_$(PLATFORM).cpp))
 TEST_SOURCES := $(CORE_SOURCES) $(wildcard tests/cpp/*.cpp)
-TEST_FLAGS := -std=c++20 -g -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -MMD -Icsrc -Itests/cpp
+TEST_FLAGS := -std=c++20 -g -pthread -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -MMD -Icsrc -Itests/cpp
 TEST_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp/%.o)
 SANITIZED_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp-sanitized/%.o)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -42,7 +42,7 @@ build: .venv/.installed
 cpp-tests: .cache/cpp/run_tests
 
 .cache/cpp/run_tests: $(TEST_OBJECTS)
-	$(CXX) $^ -o $@
+	$(CXX) -pthread $^ -o $@
 
 .cache/cpp/%.o: %.cpp
 	@mkdir -p $(dir $@)
@@ -52,7 +52,7 @@ check-sanitizers: .cache/cpp-sanitized/run_tests
 	$<
 
 .cache/cpp-sanitized/run_tests: $(SANITIZED_OBJECTS)
-	$(CXX) $(SANITIZE) $^ -o $@
+	$(CXX) -pthread $(SANITIZE) $^ -o $@
 
 .cache/cpp-sanitized/%.o: %.cpp
 	@mkdir -p $(dir $@)

@@ -1,5 +1,6 @@
 """Loads the library of ops. Nothing else in the package touches ``torch.ops``."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -12,8 +13,8 @@ class WindowHandle(Protocol):
 
     def order(self) -> torch.Tensor: ...
     def window_ends(self) -> torch.Tensor: ...
-    def enter(self, window: int) -> None: ...
-    def admit(self, position: int) -> None: ...
+    def enter(self, window: int, other_writers: bool) -> None: ...
+    def admit(self, position: int, other_writers: bool) -> None: ...
     def release(self) -> None: ...
     def close(self, yielded_count: int) -> None: ...
     def figures(self, yielded_count: int) -> dict[str, int]: ...
@@ -36,3 +37,11 @@ def plan(tensors: Sequence[torch.Tensor], memory_limit_bytes: int) -> WindowHand
     return cast(
         "WindowHandle", torch.ops.ckpt_streamer._plan(tensors, memory_limit_bytes)
     )
+
+
+def has_other_writers() -> bool:
+    """Return whether another thread may write to a tensor meanwhile.
+
+    Python's threads count; torch's own work only while one of them waits.
+    """
+    return threading.active_count() > 1

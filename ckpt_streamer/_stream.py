@@ -130,7 +130,7 @@ def _windows(state: _State) -> Iterator[Iterator[StreamItem]]:
     # as the call.
     enter = state.handle.enter
     for window, end in enumerate(state.window_ends):
-        enter(window)
+        enter(window, _ops.has_other_writers())
         yield islice(state.items, end - begin)
         if state.is_closed:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
+import queue
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from mapped_checkpoints import MIB, load_mapped, resident_of
+from torch import Tensor
 
 from ckpt_streamer import stream
 
@@ -25,7 +27,7 @@ def digest(path: Path) -> str:
 def run_python(code: str, *arguments: object) -> str:
     """Run code in a process of its own and return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        [sys.executable, "-P", "-c", textwrap.dedent(code), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -124,6 +126,34 @@ def test_writes_through_the_stream_are_never_lost(large_checkpoint: Path) -> Non
         expected[::7] += 1000
         assert torch.equal(state_dict[f"w{i}"], expected)
     assert digest(large_checkpoint) == before
+
+
+@pytest.mark.parametrize("way", ["stream", "op"])
+def test_writes_of_another_thread_are_never_lost(
+    large_checkpoint: Path, way: str
+) -> None:
+    """Each tensor is negated by a worker while the stream passes its window."""
+    for _ in range(5):
+        state_dict = load_mapped(large_checkpoint)
+        passed: queue.SimpleQueue[Tensor | None] = queue.SimpleQueue()
+
+        def negate(tensors: queue.SimpleQueue[Tensor | None] = passed) -> None:
+            while (tensor := tensors.get()) is not None:
+                tensor.neg_()
+
+        worker = threading.Thread(target=negate)
+        worker.start()
+        if way == "stream":
+            for _, _, val in stream(state_dict, 4):
+                val.sum()
+                passed.put(val)
+        else:
+            handle = torch.ops.ckpt_streamer.stream(state_dict, 4 * MIB)
+            while handle.has_next():
+                passed.put(handle.next()[1])
+        passed.put(None)
+        worker.join()
+        assert all((state_dict[f"w{i}"] == -i).all() for i in range(64))
 
 
 def test_heap_tensors_survive() -> None:

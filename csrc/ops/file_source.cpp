@@ -70,11 +70,10 @@ uint64_t alignment_bytes(format::DType dtype) {
 }  // namespace
 
 FileSource::FileSource(const std::string& path)
-    : file_(path), index_(format::read_index(file_)) {
-  mapping_ = std::make_shared<const os::MappedFile>(file_);
-  storages_.assign(
-      index_.storages.size(),
-      WeakStorage(c10::intrusive_ptr<c10::StorageImpl>()));
+    : file_(path),
+      index_(format::read_index(file_)),
+      mapping_(std::make_shared<const os::MappedFile>(file_)),
+      last_storage_(c10::intrusive_ptr<c10::StorageImpl>()) {
   order_.resize(index_.slots.size());
   std::iota(order_.begin(), order_.end(), uint32_t{0});
   const auto begin_of = [this](uint32_t slot) {
@@ -115,9 +114,10 @@ std::string FileSource::name(size_t index) const {
 }
 
 c10::Storage FileSource::storage(const format::TensorRecord& tensor) {
-  WeakStorage& known = storages_[tensor.storage_index];
-  if (auto alive = known.lock()) {
-    return c10::Storage(std::move(alive));
+  if (tensor.storage_index == last_storage_index_) {
+    if (auto alive = last_storage_.lock()) {
+      return c10::Storage(std::move(alive));
+    }
   }
   const ByteRange& range = index_.storages[tensor.storage_index].file_range;
   void* const address = mapping_->at(range.begin);
@@ -143,7 +143,8 @@ c10::Storage FileSource::storage(const format::TensorRecord& tensor) {
       std::move(data),
       /*allocator=*/nullptr,
       /*resizable=*/false);
-  known = WeakStorage(made);
+  last_storage_index_ = tensor.storage_index;
+  last_storage_ = WeakStorage(made);
   return c10::Storage(std::move(made));
 }
 

@@ -23,9 +23,10 @@ class FileSource final : public TensorSource {
   [[nodiscard]] std::vector<ByteRange> spans() const override;
   [[nodiscard]] std::string name(size_t index) const override;
 
-  // A view of the record's storage. Tensors of one record share one storage
-  // for as long as one of them lives; its nbytes() is the record's. The storage
-  // holds the mapping, so a tensor outlives this source. Writing to it is
+  // A view of the record's storage; its nbytes() is the record's. The tensors
+  // of one record come one after the other and share one storage as long as one
+  // of them lives; made again later, they share its memory. The storage holds
+  // the mapping, so a tensor outlives this source. Writing to it is
   // copy-on-write and never reaches the file. A record that is not aligned to
   // its elements' size is copied to memory of its own.
   [[nodiscard]] at::Tensor tensor(size_t index) override;
@@ -40,8 +41,12 @@ class FileSource final : public TensorSource {
   os::File file_;
   format::CheckpointIndex index_;
   std::shared_ptr<const os::MappedFile> mapping_;
-  std::vector<uint32_t> order_;        // of index_.slots
-  std::vector<WeakStorage> storages_;  // by storage index
+  std::vector<uint32_t> order_;  // of index_.slots
+  // The storage made last. Not one for each record: a weak reference keeps its
+  // block allocated, and a block left behind each tensor splits the heap, so
+  // that what the caller frees cannot be used again.
+  uint32_t last_storage_index_ = 0;
+  WeakStorage last_storage_;
 };
 
 }  // namespace ckpt_streamer::ops

@@ -70,14 +70,16 @@ at::Tensor WindowHandle::window_ends() const {
   return result;
 }
 
-stream::WindowStreamer& WindowHandle::open_streamer() {
+stream::WindowStreamer& WindowHandle::open_streamer(bool other_writers) {
   TORCH_CHECK(streamer_ != nullptr, "the stream is closed");
+  streamer_->set_other_writers(
+      other_writers ? os::OtherWriters::kPossible : os::OtherWriters::kNone);
   return *streamer_;
 }
 
-void WindowHandle::enter(int64_t window) {
+void WindowHandle::enter(int64_t window, bool other_writers) {
   const std::lock_guard lock(mutex_);
-  stream::WindowStreamer& streamer = open_streamer();
+  stream::WindowStreamer& streamer = open_streamer(other_writers);
   TORCH_CHECK_INDEX(
       window >= 0 &&
           static_cast<size_t>(window) < streamer.window_ends().size(),
@@ -89,9 +91,9 @@ void WindowHandle::enter(int64_t window) {
   warn_if_limit_not_held(streamer.figures(), warned_);
 }
 
-void WindowHandle::admit(int64_t position) {
+void WindowHandle::admit(int64_t position, bool other_writers) {
   const std::lock_guard lock(mutex_);
-  stream::WindowStreamer& streamer = open_streamer();
+  stream::WindowStreamer& streamer = open_streamer(other_writers);
   TORCH_CHECK_INDEX(
       position >= 0 && static_cast<size_t>(position) < streamer.span_count(),
       "position ",

@@ -34,11 +34,14 @@ class WindowHandle final : public torch::CustomClassHolder {
   at::Tensor window_ends() const;
 
   // Makes a window live, by its index; c10::IndexError if there is none.
-  void enter(int64_t window);
+  // `other_writers`: whether threads other than torch's own may write to the
+  // tensors meanwhile, see os::OtherWriters; it holds for the calls that follow
+  // as well.
+  void enter(int64_t window, bool other_writers);
 
   // Makes one tensor live, by its position in the order; c10::IndexError if
   // there is none.
-  void admit(int64_t position);
+  void admit(int64_t position, bool other_writers);
 
   // Drops all clean pages. Idempotent.
   void release();
@@ -53,7 +56,7 @@ class WindowHandle final : public torch::CustomClassHolder {
 
  private:
   uint64_t streamed_bytes(int64_t yielded_count) const;
-  stream::WindowStreamer& open_streamer();
+  stream::WindowStreamer& open_streamer(bool other_writers);
 
   mutable std::mutex mutex_;
   std::vector<c10::Storage> storages_;

@@ -12,7 +12,8 @@
 //                    Linux                               macOS
 //   evictable        /proc/self/maps                     mach_vm_region
 //   drop resident    PAGEMAP_SCAN (6.7) or pagemap,      madvise(DONTNEED): a
-//                    then MADV_DONTNEED: exact           hint, never lossy
+//                    then MADV_DONTNEED, or mremap       hint, never lossy
+//                    (5.13) and munmap: exact
 //   count resident   the same scan: exact                mincore: upper bound
 //   populate         MADV_POPULATE_READ (5.14) or a      a read of each page
 //                    read of each page
@@ -22,8 +23,8 @@
 // written from its documentation.
 //
 // "Clean" means: still the file's own page. A page the process has written to
-// is a private copy; no function here ever drops one, with one exception in
-// words at drop_resident().
+// is a private copy; no function here ever drops one. What can happen between
+// the look and the drop is said at OtherWriters.
 #pragma once
 
 #include <cstdint>
@@ -75,6 +76,21 @@ enum class ScanMethod {
   kNone,     // as where /proc/self/pagemap cannot be opened
 };
 
+// Whether other threads may write to the pages while they are dropped. The look
+// at a page and its drop are two system calls, some 50 microseconds apart for
+// 64 MiB; a first write to a clean page can fall between them.
+enum class OtherWriters {
+  // None: MADV_DONTNEED, the cheapest.
+  kNone,
+  // Some: the pages are moved away as they are (mremap), looked at again where
+  // no other thread can reach them, and discarded. A page that was written to
+  // meanwhile is merged back byte by byte. What remains: a thread that reads
+  // again, within those microseconds, what it has just written for the first
+  // time sees the file's bytes, and one that writes the file's own value over
+  // it then finds its earlier value. Before Linux 5.13, as kNone.
+  kPossible,
+};
+
 struct DropResult {
   uint64_t found_bytes = 0;      // clean and resident before
   uint64_t remaining_bytes = 0;  // clean and resident after, by a second look
@@ -93,13 +109,12 @@ class Residency {
   // Drops every page that is a clean, resident page of a file and lies fully
   // inside one of the ranges, then looks again: what could not be dropped is in
   // remaining_bytes. Written pages, anonymous pages and holes stay as they are.
-  //
-  // One race remains: a page that another thread writes to for the first time
-  // between the look and the drop (some microseconds) would lose that write
-  // with MADV_DONTNEED alone; see residency_linux.cpp for what is done.
+  // In a process of one thread, as OtherWriters::kNone.
   //
   // REQUIRES: the ranges lie in private file mappings, whole pages.
-  DropResult drop_resident(std::span<const ByteRange> ranges) noexcept;
+  DropResult drop_resident(
+      std::span<const ByteRange> ranges,
+      OtherWriters other_writers = OtherWriters::kPossible) noexcept;
 
   // Bytes of clean resident file pages in the ranges. Where page tables cannot
   // be read: the size of the ranges, an upper bound (see can_scan()).
@@ -132,8 +147,12 @@ class Residency {
       PageKind kind,
       Visit visit) noexcept;
   bool ensure_open() noexcept;
+  // Each drops one run of clean pages; 0 or an errno.
+  int discard(const ByteRange& run) noexcept;
+  int move_and_discard(const ByteRange& run) noexcept;
 
   ScanMethod method_;
+  bool move_works_ = true;
   bool fast_scan_works_ = true;
   int descriptor_ = -1;
   int64_t owner_process_ = 0;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
@@ -18,6 +19,9 @@
 // kernel that runs.
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
+#endif
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
 #endif
 
 namespace ckpt_streamer::os {
@@ -62,6 +66,62 @@ int advise(const ByteRange& range, int advice) noexcept {
   return ::madvise(pointer_to(range.begin), range.size_bytes(), advice) == 0
              ? 0
              : errno;
+}
+
+// What /proc/self/status says of the whole process.
+struct ProcessState {
+  uint64_t thread_count = 2;
+  bool has_locked_memory = true;
+};
+
+ProcessState process_state() noexcept {
+  ProcessState state;  // the cautious answer where it cannot be read
+  const int descriptor = ::open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) {
+    return state;
+  }
+  std::array<char, 4096> buffer;
+  const ssize_t count = ::read(descriptor, buffer.data(), buffer.size());
+  ::close(descriptor);
+  const std::string_view text(
+      buffer.data(),
+      static_cast<size_t>(std::max<ssize_t>(count, 0)));
+  const auto value_of = [&](std::string_view name, uint64_t otherwise) {
+    size_t at = text.find(name);
+    if (at == std::string_view::npos) {
+      return otherwise;
+    }
+    at = text.find_first_not_of(" \t", at + name.size());
+    uint64_t value = otherwise;
+    if (at != std::string_view::npos) {
+      std::from_chars(text.data() + at, text.data() + text.size(), value);
+    }
+    return value;
+  };
+  state.thread_count = value_of("\nThreads:", 2);
+  state.has_locked_memory = value_of("\nVmLck:", 1) != 0;
+  return state;
+}
+
+// Brings a page that another thread wrote to on its way out back to where it
+// was. `moved` is the page; at `place` there is a page of the file again,
+// perhaps written to since. Written bytes are those that differ from the
+// file's; of two writes to one byte the later stands.
+void merge_back(uint64_t moved, uint64_t place) noexcept {
+  const uint64_t page_size = page_size_bytes();
+  std::array<unsigned char, 65536> written;  // no Linux has larger pages
+  auto* const moved_bytes = static_cast<unsigned char*>(pointer_to(moved));
+  auto* const place_bytes = static_cast<unsigned char*>(pointer_to(place));
+  std::memcpy(written.data(), moved_bytes, page_size);
+  // Nobody else knows this address: dropping the copy brings the file's page.
+  advise({moved, moved + page_size}, MADV_DONTNEED);
+  for (uint64_t i = 0; i < page_size; ++i) {
+    unsigned char from_file = moved_bytes[i];
+    if (written[i] != from_file) {
+      std::atomic_ref(place_bytes[i])
+          .compare_exchange_strong(from_file, written[i]);
+    }
+  }
 }
 
 uint64_t read_number(const char* path, uint64_t otherwise) noexcept {
@@ -293,20 +353,74 @@ bool Residency::for_each_run(
   return true;
 }
 
+int Residency::discard(const ByteRange& run) noexcept {
+  return advise(run, MADV_DONTNEED);
+}
+
+int Residency::move_and_discard(const ByteRange& run) noexcept {
+  if (!move_works_) {
+    return discard(run);
+  }
+  // Moves the page tables' entries, each atomically with respect to faults: a
+  // write comes either before, and is in the page that moves, or after, and
+  // faults a page of the file in anew.
+  void* const moved = ::mremap(
+      pointer_to(run.begin),
+      run.size_bytes(),
+      run.size_bytes(),
+      MREMAP_MAYMOVE | MREMAP_DONTUNMAP,
+      nullptr);
+  if (moved == MAP_FAILED) {
+    if (errno != EINVAL) {
+      return errno;
+    }
+    // Before 5.13 for anonymous memory only.
+    move_works_ = false;
+    return discard(run);
+  }
+  const auto begin = reinterpret_cast<uint64_t>(moved);
+  const ByteRange range = {begin, begin + run.size_bytes()};
+  const bool scanned =
+      for_each_run(range, PageKind::kWritten, [&](const ByteRange& written) {
+        for (uint64_t page = written.begin; page < written.end;
+             page += page_size_bytes()) {
+          merge_back(page, run.begin + (page - begin));
+        }
+      });
+  if (!scanned) {
+    // Cannot be told from clean ones any more: all pages count as written.
+    for (uint64_t page = range.begin; page < range.end;
+         page += page_size_bytes()) {
+      merge_back(page, run.begin + (page - begin));
+    }
+  }
+  ::munmap(moved, run.size_bytes());
+  return 0;
+}
+
 DropResult Residency::drop_resident(
-    std::span<const ByteRange> ranges) noexcept {
+    std::span<const ByteRange> ranges,
+    OtherWriters other_writers) noexcept {
   DropResult result;
+  if (other_writers == OtherWriters::kPossible && !ranges.empty()) {
+    // Moving a part of a locked mapping would unlock the rest of it.
+    const ProcessState process = process_state();
+    if (process.thread_count == 1 || process.has_locked_memory) {
+      other_writers = OtherWriters::kNone;
+    }
+  }
   for (const ByteRange& range : ranges) {
     uint64_t found_bytes = 0;
     const auto drop = [&](const ByteRange& run) {
       found_bytes += run.size_bytes();
-      const int error_number = advise(run, MADV_DONTNEED);
+      const int error_number = other_writers == OtherWriters::kNone
+                                   ? discard(run)
+                                   : move_and_discard(run);
       if (error_number != 0 && result.error_number == 0) {
         result.error_number = error_number;
       }
     };
-    const bool scanned = for_each_run(range, PageKind::kClean, drop);
-    if (!scanned) {
+    if (!for_each_run(range, PageKind::kClean, drop)) {
       result.found_bytes += range.size_bytes();
       result.remaining_bytes += range.size_bytes();
       result.error_number = scan_error_;

@@ -98,7 +98,8 @@ int Residency::scan_error() noexcept {
 }
 
 DropResult Residency::drop_resident(
-    std::span<const ByteRange> ranges) noexcept {
+    std::span<const ByteRange> ranges,
+    OtherWriters) noexcept {
   DropResult result;
   for (const ByteRange& range : ranges) {
     result.found_bytes += count_resident({&range, 1});

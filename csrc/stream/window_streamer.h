@@ -14,6 +14,7 @@
 //       elsewhere (heap, shared, anonymous) has no extents here at all.
 //   I4  A dropped page is slow, never wrong: it is read from the file again.
 //       That holds for pages nobody wrote to; written ones are not dropped.
+//       (What a thread may see that writes meanwhile: os::OtherWriters.)
 //   I5  release() is idempotent; the destructor releases too, and never throws.
 //
 // REQUIRES: the memory of the spans stays mapped while this lives (its owner
@@ -72,6 +73,12 @@ class WindowStreamer {
     return !spans_[index].empty();
   }
 
+  // What to assume from now on when pages are dropped; at first, that there
+  // are.
+  void set_other_writers(os::OtherWriters other_writers) noexcept {
+    other_writers_ = other_writers;
+  }
+
   // Makes a window the live one: drops what was live before. The first window
   // entered after construction or release also drops what was resident from
   // before the stream.
@@ -126,6 +133,7 @@ class WindowStreamer {
   std::vector<ByteRange> all_extents_;  // of all spans, inside owned_mappings_
   // State.
   os::Residency residency_;
+  os::OtherWriters other_writers_ = os::OtherWriters::kPossible;
   plan::Window live_;
   bool is_live_ = false;
   bool was_live_ = false;  // ever

@@ -4,6 +4,8 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <atomic>
+#include <thread>
 
 #include "temporary_file.h"
 #include "test_macros.h"
@@ -80,6 +82,41 @@ TEST(drop_resident_keeps_written_pages) {
       const bool written = i % (3 * page_size) == 0;
       EXPECT_EQ(mapping.bytes()[i + 1], written ? 'w' : pattern_at(i + 1));
     }
+  }
+}
+
+// Writes to each page once, from another thread, while the pages are dropped
+// over and over; then every write must be there. With OtherWriters::kNone, the
+// same loop loses some.
+uint64_t lost_writes(const TestMapping& mapping, OtherWriters other_writers) {
+  const ByteRange range = mapping.range();
+  std::atomic<bool> is_done = false;
+  std::thread writer([&] {
+    for (uint64_t at = 7; at < kSize; at += 64) {
+      mapping.bytes()[at] = static_cast<char>(pattern_at(at) + 1);
+    }
+    is_done = true;
+  });
+  Residency residency;
+  while (!is_done) {
+    mapping.touch();
+    residency.drop_resident({&range, 1}, other_writers);
+  }
+  writer.join();
+  uint64_t lost = 0;
+  for (uint64_t at = 0; at < kSize; ++at) {
+    const char expected =
+        static_cast<char>(pattern_at(at) + (at % 64 == 7 ? 1 : 0));
+    lost += mapping.bytes()[at] != expected ? 1 : 0;
+  }
+  return lost;
+}
+
+TEST(drop_resident_loses_no_write_of_another_thread) {
+  const TemporaryFile file(kSize);
+  for (int round = 0; round < 50; ++round) {
+    const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+    EXPECT_EQ(lost_writes(mapping, OtherWriters::kPossible), uint64_t{0});
   }
 }
 

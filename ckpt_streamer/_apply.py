@@ -41,7 +41,7 @@ def apply_state_dict(
 
     Keys and shapes are checked first: when a key is missing or unexpected under
     ``strict``, or a shape differs, nothing of the model has changed. Where the
-    model has load hooks or a module class with an override of its own (other
+    model has load hooks or a module with an override of its own (other
     than batch normalisation's), only they know which keys they accept; there,
     and for shapes under a ``converter``, what can be loaded has been loaded when
     the error is raised, as ``load_state_dict`` does it.
@@ -137,7 +137,7 @@ class _EvictingReads(TorchFunctionMode):
     def admit(self, tensor: Tensor) -> None:
         """Make room for one tensor's pages."""
         for position in self._spans.positions_of(tensor):
-            self._handle.admit(position)
+            self._handle.admit(position, _ops.has_other_writers())
 
     def __torch_function__(
         self,
@@ -156,13 +156,13 @@ class _EvictingReads(TorchFunctionMode):
         }
         if len(positions) <= 1:
             for position in positions:
-                self._handle.admit(position)
+                self._handle.admit(position, _ops.has_other_writers())
             return func(*args, **kwargs)
         # The call reads all of them, also those that had to go for the others.
         self._handle.release()
         try:
             for position in positions:
-                self._handle.admit(position)
+                self._handle.admit(position, _ops.has_other_writers())
             return func(*args, **kwargs)
         finally:
             self._handle.release()
@@ -424,8 +424,10 @@ def _converted(
     ) -> None:
         for name in _local_state(module):
             key = prefix + name
+            if key == filled_in_key or key in originals:  # an override may load twice
+                continue
             tensor = entries.get(key)
-            if isinstance(tensor, Tensor) and key != filled_in_key:
+            if isinstance(tensor, Tensor):
                 load.reads.admit(tensor)
                 originals[key] = tensor
                 entries[key] = converter(root, module, tensor)

@@ -41,6 +41,8 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   refuse_pickling(stream_handle);
 
   auto window_handle = library.class_<WindowHandle>("_WindowHandle")
+                           .def("add", &WindowHandle::add)
+                           .def("plan", &WindowHandle::plan)
                            .def("order", &WindowHandle::order)
                            .def("window_ends", &WindowHandle::window_ends)
                            .def("enter", &WindowHandle::enter)
@@ -65,9 +67,9 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       stream_tensors);
 
   library.def(
-      "_plan(Tensor[] tensors, int memory_limit_bytes) -> "
+      "_windows(int memory_limit_bytes) -> "
       "__torch__.torch.classes.ckpt_streamer._WindowHandle",
-      plan_windows);
+      make_windows);
 }
 
 }  // namespace ckpt_streamer::ops

@@ -19,23 +19,15 @@ at::Tensor int64_tensor(size_t size) {
 
 }  // namespace
 
-WindowHandle::WindowHandle(at::TensorList tensors, int64_t memory_limit_bytes) {
-  const uint64_t limit = checked_limit(memory_limit_bytes);
-  std::vector<TensorMemory> memory;
-  memory.reserve(tensors.size());
+WindowHandle::WindowHandle(int64_t memory_limit_bytes)
+    : memory_limit_bytes_(checked_limit(memory_limit_bytes)) {}
+
+void WindowHandle::add(const std::vector<at::Tensor>& tensors) {
+  const std::lock_guard lock(mutex_);
+  TORCH_CHECK(!is_planned_, "the windows are planned already");
   for (const at::Tensor& tensor : tensors) {
-    memory.push_back(memory_of(tensor));
-  }
-  const std::vector<size_t> order = stream_order(memory);
-  std::vector<ByteRange> spans;
-  spans.reserve(order.size());
-  for (const size_t index : order) {
-    spans.push_back(memory[index].span);
-  }
-  streamer_ = std::make_unique<stream::WindowStreamer>(std::move(spans), limit);
-  for (size_t i = 0; i < order.size(); ++i) {
-    const at::Tensor& tensor = tensors[order[i]];
-    if (!streamer_->is_evictable(i)) {
+    memory_.push_back(memory_of(tensor));
+    if (memory_.back().span.empty()) {
       continue;
     }
     if (tensor.layout() == at::kStrided) {
@@ -46,9 +38,33 @@ WindowHandle::WindowHandle(at::TensorList tensors, int64_t memory_limit_bytes) {
       }
     }
   }
-  if (!std::is_sorted(order.begin(), order.end())) {
-    order_.assign(order.begin(), order.end());
-  }
+}
+
+void WindowHandle::plan() {
+  const std::lock_guard lock(mutex_);
+  TORCH_CHECK(!is_planned_, "the windows are planned already");
+  is_planned_ = true;
+  with_torch_errors([&] {
+    const std::vector<size_t> order = stream_order(memory_);
+    std::vector<ByteRange> spans;
+    spans.reserve(order.size());
+    for (const size_t index : order) {
+      spans.push_back(memory_[index].span);
+    }
+    streamer_ = std::make_unique<stream::WindowStreamer>(
+        std::move(spans),
+        memory_limit_bytes_);
+    if (!std::is_sorted(order.begin(), order.end())) {
+      order_.assign(order.begin(), order.end());
+    }
+  });
+  memory_ = {};
+  std::erase_if(storages_, [&](const c10::Storage& storage) {
+    return !streamer_->owns(
+        reinterpret_cast<uint64_t>(storage.unsafeGetStorageImpl()
+                                       ->_mutable_data_ptr_no_checks()
+                                       .get()));
+  });
 }
 
 at::Tensor WindowHandle::order() const {
@@ -60,6 +76,7 @@ at::Tensor WindowHandle::order() const {
 
 at::Tensor WindowHandle::window_ends() const {
   const std::lock_guard lock(mutex_);
+  check_open();
   const std::vector<size_t>& ends = streamer_->window_ends();
   at::Tensor result = int64_tensor(ends.size());
   std::transform(
@@ -70,8 +87,12 @@ at::Tensor WindowHandle::window_ends() const {
   return result;
 }
 
+void WindowHandle::check_open() const {
+  TORCH_CHECK(streamer_ != nullptr, "the stream is not planned, or closed");
+}
+
 stream::WindowStreamer& WindowHandle::open_streamer(bool other_writers) {
-  TORCH_CHECK(streamer_ != nullptr, "the stream is closed");
+  check_open();
   streamer_->set_other_writers(
       other_writers ? os::OtherWriters::kPossible : os::OtherWriters::kNone);
   return *streamer_;
@@ -160,12 +181,8 @@ c10::Dict<std::string, int64_t> WindowHandle::figures(int64_t yielded_count) {
   return result;
 }
 
-c10::intrusive_ptr<WindowHandle> plan_windows(
-    at::TensorList tensors,
-    int64_t memory_limit_bytes) {
-  return with_torch_errors([&] {
-    return c10::make_intrusive<WindowHandle>(tensors, memory_limit_bytes);
-  });
+c10::intrusive_ptr<WindowHandle> make_windows(int64_t memory_limit_bytes) {
+  return c10::make_intrusive<WindowHandle>(memory_limit_bytes);
 }
 
 }  // namespace ckpt_streamer::ops

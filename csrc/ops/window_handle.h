@@ -1,6 +1,7 @@
 // torch.classes.ckpt_streamer._WindowHandle: the same engine for eager Python,
-// which walks its own tree and cannot afford a call for each tensor: it passes
-// all tensors at once and comes back once a window.
+// which walks its own tree and cannot afford a call for each tensor: it adds
+// many at once, plans, and comes back once a window. Before plan() and after
+// close(), the other methods are errors.
 //
 // Private to the Python package. All methods may be called from several
 // threads; each call is atomic.
@@ -16,15 +17,23 @@
 #include <string>
 #include <vector>
 
+#include "ops/tensor_memory.h"
 #include "stream/window_streamer.h"
 
 namespace ckpt_streamer::ops {
 
 class WindowHandle final : public torch::CustomClassHolder {
  public:
-  // Holds the storages of file-backed tensors, so that no address it knows can
-  // come to mean other memory; the others it does not hold.
-  WindowHandle(at::TensorList tensors, int64_t memory_limit_bytes);
+  explicit WindowHandle(int64_t memory_limit_bytes);
+
+  // Adds tensors to the stream; c10::Error after plan(). Many are best added in
+  // lots that fit the processor's caches: a tensor is looked at several times.
+  // Holds their storages until plan(), and from then on those of file-backed
+  // ones, so that no address it knows can come to mean other memory.
+  void add(const std::vector<at::Tensor>& tensors);
+
+  // Sorts them and cuts them into windows, once.
+  void plan();
 
   // int64 [n]: the tensors' indices in the order of the stream; int64 [0] when
   // that is the order given.
@@ -56,21 +65,24 @@ class WindowHandle final : public torch::CustomClassHolder {
 
  private:
   uint64_t streamed_bytes(int64_t yielded_count) const;
+  void check_open() const;
   stream::WindowStreamer& open_streamer(bool other_writers);
 
   mutable std::mutex mutex_;
+  const uint64_t memory_limit_bytes_;
+  // Of the tensors as they were added.
+  std::vector<TensorMemory> memory_;
   std::vector<c10::Storage> storages_;
   std::vector<int64_t> order_;
   // After storages_: its destructor drops pages that they keep mapped.
   std::unique_ptr<stream::WindowStreamer> streamer_;
   stream::StreamFigures closed_figures_;
   uint64_t closed_streamed_bytes_ = 0;
+  bool is_planned_ = false;
   bool warned_ = false;
 };
 
-// torch.ops.ckpt_streamer._plan(Tensor[] tensors, int memory_limit_bytes)
-c10::intrusive_ptr<WindowHandle> plan_windows(
-    at::TensorList tensors,
-    int64_t memory_limit_bytes);
+// torch.ops.ckpt_streamer._windows(int memory_limit_bytes)
+c10::intrusive_ptr<WindowHandle> make_windows(int64_t memory_limit_bytes);
 
 }  // namespace ckpt_streamer::ops

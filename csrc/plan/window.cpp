@@ -61,6 +61,14 @@ void Window::add(const ByteRange& span) {
   }
   ByteRange extent = round_outward(span, rules_.block_bytes);
   extent_bytes_ += added_bytes(extent);
+  // A stream's next span mostly begins in, or right behind, the last extent.
+  if (!extents_.empty()) {
+    auto& [last_begin, last_end] = *std::prev(extents_.end());
+    if (last_begin <= extent.begin && extent.begin <= last_end) {
+      last_end = std::max(last_end, extent.end);
+      return;
+    }
+  }
   // Merge with every extent that overlaps or touches.
   auto first = extents_.upper_bound(extent.begin);
   if (first != extents_.begin() && std::prev(first)->second >= extent.begin) {

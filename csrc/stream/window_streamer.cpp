@@ -107,6 +107,15 @@ WindowStreamer::~WindowStreamer() {
   }
 }
 
+bool WindowStreamer::owns(uint64_t address) const noexcept {
+  const auto mapping = std::upper_bound(
+      owned_mappings_.begin(),
+      owned_mappings_.end(),
+      address,
+      [](uint64_t at, const ByteRange& range) { return at < range.end; });
+  return mapping != owned_mappings_.end() && mapping->begin <= address;
+}
+
 void WindowStreamer::append_owned(
     const ByteRange& range,
     std::vector<ByteRange>& ranges) const {

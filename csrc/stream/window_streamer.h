@@ -68,16 +68,14 @@ class WindowStreamer {
     return spans_.size();
   }
 
-  // Whether the span lies in memory that this stream may give back.
-  [[nodiscard]] bool is_evictable(size_t index) const noexcept {
-    return !spans_[index].empty();
-  }
-
   // What to assume from now on when pages are dropped; at first, that there
   // are.
   void set_other_writers(os::OtherWriters other_writers) noexcept {
     other_writers_ = other_writers;
   }
+
+  // Whether the address lies in a mapping that backs one of the spans.
+  [[nodiscard]] bool owns(uint64_t address) const noexcept;
 
   // Makes a window the live one: drops what was live before. The first window
   // entered after construction or release also drops what was resident from

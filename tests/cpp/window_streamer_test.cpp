@@ -132,8 +132,8 @@ TEST(memory_that_is_no_private_file_mapping_has_no_extents) {
       is_shared.range(),
       is_anonymous.range()};
   WindowStreamer streamer(spans, kMiB);
-  EXPECT(!streamer.is_evictable(0));
-  EXPECT(!streamer.is_evictable(1));
+  EXPECT(!streamer.owns(spans[0].begin));
+  EXPECT(!streamer.owns(spans[1].begin));
   streamer.enter(0);
   streamer.enter(1);
   streamer.release();

@@ -128,9 +128,8 @@ class _EvictingReads(TorchFunctionMode):
     def __init__(self, entries: Mapping[str, Any], memory_limit_bytes: int) -> None:
         super().__init__()
         tensors = walk(entries).tensors
-        with torch._C.DisableTorchFunction():  # a subclass may refuse the op
-            self._handle = _ops.plan(tensors, memory_limit_bytes)
-            order = self._handle.order().tolist() or range(len(tensors))
+        self._handle = _ops.plan(tensors, memory_limit_bytes)
+        order = self._handle.order().tolist() or range(len(tensors))
         self._tensor_count = len(tensors)
         self._spans = _Spans([tensors[index] for index in order])
 

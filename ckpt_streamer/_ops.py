@@ -41,8 +41,9 @@ def plan(tensors: Sequence[torch.Tensor], memory_limit_bytes: int) -> WindowHand
     handle = cast("WindowHandle", torch.ops.ckpt_streamer._windows(memory_limit_bytes))
     # Each tensor is looked at several times on its way: lots that fit a cache
     # take half the time.
-    for begin in range(0, len(tensors), _LOT):
-        handle.add(tensors[begin : begin + _LOT])
+    with torch._C.DisableTorchFunction():  # a subclass may refuse to be an argument
+        for begin in range(0, len(tensors), _LOT):
+            handle.add(tensors[begin : begin + _LOT])
     handle.plan()
     return handle
 

@@ -144,6 +144,12 @@ def test_tensors_without_plain_memory_are_yielded_untouched() -> None:
     assert {key for obj, key, val in stream(odd, 1) if obj[key] is val} == set(odd)
 
 
+def test_lazy_parameters_are_yielded() -> None:
+    """A subclass whose torch functions raise."""
+    lazy = torch.nn.LazyLinear(2).state_dict()
+    assert keys_of(stream(lazy)) == ["weight", "bias"]
+
+
 # In which order
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -64,7 +65,8 @@ def warm(path: Path) -> None:
 
     Written back, dropped from the cache, read from front to end: the kernel's
     readahead then fills the cache with large folios, which a file that was just
-    written may not have.
+    written may not have. They need contiguous memory, so free memory is
+    compacted first, where this user may.
 
     REQUIRES: no process maps the file; mapped pages cannot be dropped.
     """
@@ -72,6 +74,8 @@ def warm(path: Path) -> None:
     try:
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):
+            Path("/proc/sys/vm/compact_memory").write_text("1")
         buffer = bytearray(_READ_BYTES)
         while os.readv(descriptor, [buffer]):
             pass

@@ -125,18 +125,18 @@ class _State:
 
 def _windows(state: _State) -> Iterator[Iterator[StreamItem]]:
     """Yield the items of one window after the other, evicting in between."""
-    begin = 0
+    passed_begin = begin = 0
     # Looked up once: with the caches full of tensor data, it takes as long again
     # as the call.
     enter = state.handle.enter
     for window, end in enumerate(state.window_ends):
-        enter(window, _ops.has_other_writers())
-        yield islice(state.items, end - begin)
         if state.is_closed:
             return
         # A tensor that the caller has replaced must not live on in here.
-        state.slots.tensors[begin:end] = repeat(None, end - begin)
-        begin = end
+        state.slots.tensors[passed_begin:begin] = repeat(None, begin - passed_begin)
+        enter(window, _ops.has_other_writers())
+        yield islice(state.items, end - begin)
+        passed_begin, begin = begin, end
     state.close()
 
 

@@ -204,6 +204,13 @@ def test_close_ends_the_iteration(large_checkpoint: Path) -> None:
     items.release()
 
 
+def test_a_stream_closed_before_its_start_is_empty() -> None:
+    with stream({"a": torch.ones(1)}) as items:
+        pass
+    assert list(items) == []
+    assert items.stats()["tensors_yielded"] == 0
+
+
 def test_pages_go_back_at_the_end(large_checkpoint: Path) -> None:
     state_dict = load_mapped(large_checkpoint)
     for _, _, val in stream(state_dict, 16):

@@ -149,7 +149,7 @@ class Residency {
   bool ensure_open() noexcept;
   // Each drops one run of clean pages; 0 or an errno.
   int discard(const ByteRange& run) noexcept;
-  int move_and_discard(const ByteRange& run) noexcept;
+  int move_and_discard(const ByteRange& run, bool may_be_locked) noexcept;
 
   ScanMethod method_;
   bool move_works_ = true;

@@ -20,6 +20,9 @@
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #endif
+#ifndef MADV_COLD
+#define MADV_COLD 20
+#endif
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
@@ -357,9 +360,21 @@ int Residency::discard(const ByteRange& run) noexcept {
   return advise(run, MADV_DONTNEED);
 }
 
-int Residency::move_and_discard(const ByteRange& run) noexcept {
+int Residency::move_and_discard(
+    const ByteRange& run,
+    bool may_be_locked) noexcept {
   if (!move_works_) {
     return discard(run);
+  }
+  // A part of a locked mapping that moves unlocks the rest of it. MADV_COLD
+  // refuses locked memory, as MADV_DONTNEED does, and otherwise does no harm to
+  // a page that is about to go.
+  if (may_be_locked) {
+    const int error_number =
+        advise({run.begin, run.begin + page_size_bytes()}, MADV_COLD);
+    if (error_number != 0) {
+      return error_number;
+    }
   }
   // Moves the page tables' entries, each atomically with respect to faults: a
   // write comes either before, and is in the page that moves, or after, and
@@ -402,10 +417,11 @@ DropResult Residency::drop_resident(
     std::span<const ByteRange> ranges,
     OtherWriters other_writers) noexcept {
   DropResult result;
+  bool may_be_locked = false;
   if (other_writers == OtherWriters::kPossible && !ranges.empty()) {
-    // Moving a part of a locked mapping would unlock the rest of it.
     const ProcessState process = process_state();
-    if (process.thread_count == 1 || process.has_locked_memory) {
+    may_be_locked = process.has_locked_memory;
+    if (process.thread_count == 1) {
       other_writers = OtherWriters::kNone;
     }
   }
@@ -415,7 +431,7 @@ DropResult Residency::drop_resident(
       found_bytes += run.size_bytes();
       const int error_number = other_writers == OtherWriters::kNone
                                    ? discard(run)
-                                   : move_and_discard(run);
+                                   : move_and_discard(run, may_be_locked);
       if (error_number != 0 && result.error_number == 0) {
         result.error_number = error_number;
       }

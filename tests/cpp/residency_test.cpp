@@ -154,18 +154,27 @@ TEST(drop_resident_leaves_anonymous_memory_alone) {
 
 TEST(drop_resident_says_what_it_could_not_drop) {
   const TemporaryFile file(kSize);
-  const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
-  mapping.touch();
-  const ByteRange range = mapping.range();
-  // Read-only first: locking writable private memory copies it.
-  char* const bytes = const_cast<char*>(mapping.bytes());
-  constexpr uint64_t kLocked = 1 << 20;
-  EXPECT_EQ(::mprotect(bytes, kSize, PROT_READ), 0);
-  EXPECT_EQ(::mlock(bytes, kLocked), 0);
-  Residency residency;
-  const DropResult result = residency.drop_resident({&range, 1});
-  EXPECT(result.remaining_bytes >= kLocked);
-  EXPECT_EQ(result.error_number, EINVAL);
+  std::atomic<bool> is_done = false;
+  std::thread second([&] { is_done.wait(false); });
+  for (const auto writers : {OtherWriters::kNone, OtherWriters::kPossible}) {
+    const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+    mapping.touch();
+    const ByteRange range = mapping.range();
+    // Read-only first: locking writable private memory copies it.
+    char* const bytes = const_cast<char*>(mapping.bytes());
+    constexpr uint64_t kLocked = 1 << 20;
+    EXPECT_EQ(::mprotect(bytes, kSize, PROT_READ), 0);
+    EXPECT_EQ(::mlock(bytes, kLocked), 0);
+    Residency residency;
+    for (int round = 0; round < 2; ++round) {  // it stays locked
+      const DropResult result = residency.drop_resident({&range, 1}, writers);
+      EXPECT(result.remaining_bytes >= kLocked);
+      EXPECT_EQ(result.error_number, EINVAL);
+    }
+  }
+  is_done = true;
+  is_done.notify_all();
+  second.join();
 }
 
 TEST(without_page_tables_nothing_is_dropped_and_all_counts_as_resident) {

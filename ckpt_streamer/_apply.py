@@ -136,7 +136,7 @@ class _EvictingReads(TorchFunctionMode):
     def admit(self, tensor: Tensor) -> None:
         """Make room for one tensor's pages."""
         for position in self._spans.positions_of(tensor):
-            self._handle.admit(position, _ops.has_other_writers())
+            self._handle.admit(position)
 
     def __torch_function__(
         self,
@@ -155,13 +155,13 @@ class _EvictingReads(TorchFunctionMode):
         }
         if len(positions) <= 1:
             for position in positions:
-                self._handle.admit(position, _ops.has_other_writers())
+                self._handle.admit(position)
             return func(*args, **kwargs)
         # The call reads all of them, also those that had to go for the others.
         self._handle.release()
         try:
             for position in positions:
-                self._handle.admit(position, _ops.has_other_writers())
+                self._handle.admit(position)
             return func(*args, **kwargs)
         finally:
             self._handle.release()

@@ -76,6 +76,9 @@ def _entries(container: Any, slots: Slots) -> Iterator[tuple[Any, Any, Any]]:
     values: Sequence[Any]
     if isinstance(container, Mapping):
         keys, values = list(container.keys()), list(container.values())
+        if len(keys) != len(values):  # a multidict, or one that changes by itself
+            items = list(container.items())
+            keys, values = [key for key, _ in items], [value for _, value in items]
     else:
         keys, values = range(len(container)), container
     if _PLAIN_TENSORS.issuperset(map(type, values)):
@@ -134,7 +137,7 @@ def _windows(state: _State) -> Iterator[Iterator[StreamItem]]:
             return
         # A tensor that the caller has replaced must not live on in here.
         state.slots.tensors[passed_begin:begin] = repeat(None, begin - passed_begin)
-        enter(window, _ops.has_other_writers())
+        enter(window)
         yield islice(state.items, end - begin)
         passed_begin, begin = begin, end
     state.close()

@@ -156,6 +156,36 @@ def test_writes_of_another_thread_are_never_lost(
         assert all((state_dict[f"w{i}"] == -i).all() for i in range(64))
 
 
+def test_writes_of_a_thread_started_in_mid_window_are_never_lost(
+    large_checkpoint: Path,
+) -> None:
+    for _ in range(5):
+        state_dict = load_mapped(large_checkpoint)
+        items = stream(state_dict, 1024)
+        next(items)
+        tensors = list(state_dict.values())
+        for tensor in tensors:
+            tensor.sum()
+        worker = threading.Thread(target=lambda ts=tensors: [t.neg_() for t in ts])
+        worker.start()
+        while worker.is_alive():
+            items.release()
+            tensors[-1][::7].sum()
+        worker.join()
+        assert all((state_dict[f"w{i}"] == -i).all() for i in range(64))
+
+
+def test_what_is_read_after_a_release_is_told(large_checkpoint: Path) -> None:
+    state_dict = load_mapped(large_checkpoint)
+    items = stream(state_dict, 4)
+    next(items)
+    items.release()
+    for val in state_dict.values():
+        val.sum()
+    list(items)
+    assert items.stats()["bytes_over_limit"] >= 59 * MIB
+
+
 def test_heap_tensors_survive() -> None:
     weights = {f"w{i}": torch.full((MIB // 4,), float(i)) for i in range(32)}
     for _ in range(2):

@@ -91,16 +91,14 @@ void WindowHandle::check_open() const {
   TORCH_CHECK(streamer_ != nullptr, "the stream is not planned, or closed");
 }
 
-stream::WindowStreamer& WindowHandle::open_streamer(bool other_writers) {
+stream::WindowStreamer& WindowHandle::open_streamer() {
   check_open();
-  streamer_->set_other_writers(
-      other_writers ? os::OtherWriters::kPossible : os::OtherWriters::kNone);
   return *streamer_;
 }
 
-void WindowHandle::enter(int64_t window, bool other_writers) {
+void WindowHandle::enter(int64_t window) {
   const std::lock_guard lock(mutex_);
-  stream::WindowStreamer& streamer = open_streamer(other_writers);
+  stream::WindowStreamer& streamer = open_streamer();
   TORCH_CHECK_INDEX(
       window >= 0 &&
           static_cast<size_t>(window) < streamer.window_ends().size(),
@@ -112,9 +110,9 @@ void WindowHandle::enter(int64_t window, bool other_writers) {
   warn_if_limit_not_held(streamer.figures(), warned_);
 }
 
-void WindowHandle::admit(int64_t position, bool other_writers) {
+void WindowHandle::admit(int64_t position) {
   const std::lock_guard lock(mutex_);
-  stream::WindowStreamer& streamer = open_streamer(other_writers);
+  stream::WindowStreamer& streamer = open_streamer();
   TORCH_CHECK_INDEX(
       position >= 0 && static_cast<size_t>(position) < streamer.span_count(),
       "position ",

@@ -43,14 +43,11 @@ class WindowHandle final : public torch::CustomClassHolder {
   at::Tensor window_ends() const;
 
   // Makes a window live, by its index; c10::IndexError if there is none.
-  // `other_writers`: whether threads other than torch's own may write to the
-  // tensors meanwhile, see os::OtherWriters; it holds for the calls that follow
-  // as well.
-  void enter(int64_t window, bool other_writers);
+  void enter(int64_t window);
 
   // Makes one tensor live, by its position in the order; c10::IndexError if
   // there is none.
-  void admit(int64_t position, bool other_writers);
+  void admit(int64_t position);
 
   // Drops all clean pages. Idempotent.
   void release();
@@ -66,7 +63,7 @@ class WindowHandle final : public torch::CustomClassHolder {
  private:
   uint64_t streamed_bytes(int64_t yielded_count) const;
   void check_open() const;
-  stream::WindowStreamer& open_streamer(bool other_writers);
+  stream::WindowStreamer& open_streamer();
 
   mutable std::mutex mutex_;
   const uint64_t memory_limit_bytes_;

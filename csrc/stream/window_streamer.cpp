@@ -143,9 +143,12 @@ void WindowStreamer::record(
 void WindowStreamer::begin_if_idle() {
   if (!is_live_) {
     // What is resident from before the stream would come on top of it. Not
-    // recorded as a peak: it was not the stream that made it resident.
-    const os::DropResult result =
-        residency_.drop_resident(all_extents_, other_writers_);
+    // recorded as a peak: it was not the stream that made it resident. What was
+    // read since a release is.
+    const os::DropResult result = residency_.drop_resident(all_extents_);
+    if (was_live_) {
+      record(result, 0);
+    }
     figures_.undropped_bytes = result.remaining_bytes;
     is_live_ = true;
     was_live_ = true;
@@ -169,8 +172,7 @@ void WindowStreamer::drop_live(const ByteRange& next) {
   }
   live_.clear();
   const uint64_t kept_bytes = residency_.count_resident(kept_ranges);
-  const os::DropResult result =
-      residency_.drop_resident(ranges, other_writers_);
+  const os::DropResult result = residency_.drop_resident(ranges);
   record(result, kept_bytes);
   figures_.undropped_bytes += result.remaining_bytes;
 }
@@ -235,14 +237,13 @@ void WindowStreamer::pin_edges(const ByteRange& extent) {
       }
     }
     append_owned({cursor, block.end}, outside);
-    residency_.drop_resident(outside, other_writers_);
+    residency_.drop_resident(outside);
   }
 }
 
 void WindowStreamer::release() noexcept {
   figures_.undropped_bytes = 0;  // all of it is looked at again
-  const os::DropResult result =
-      residency_.drop_resident(all_extents_, other_writers_);
+  const os::DropResult result = residency_.drop_resident(all_extents_);
   record(result, 0);
   figures_.undropped_bytes = result.remaining_bytes;
   live_.clear();

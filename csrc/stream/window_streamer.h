@@ -68,12 +68,6 @@ class WindowStreamer {
     return spans_.size();
   }
 
-  // What to assume from now on when pages are dropped; at first, that there
-  // are.
-  void set_other_writers(os::OtherWriters other_writers) noexcept {
-    other_writers_ = other_writers;
-  }
-
   // Whether the address lies in a mapping that backs one of the spans.
   [[nodiscard]] bool owns(uint64_t address) const noexcept;
 
@@ -131,7 +125,6 @@ class WindowStreamer {
   std::vector<ByteRange> all_extents_;  // of all spans, inside owned_mappings_
   // State.
   os::Residency residency_;
-  os::OtherWriters other_writers_ = os::OtherWriters::kPossible;
   plan::Window live_;
   bool is_live_ = false;
   bool was_live_ = false;  // ever

@@ -28,9 +28,7 @@ def includes(source: Path) -> list[str]:
     return re.findall(r'^#include [<"]([^>"]+)[>"]', source.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "source", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}"
-)
+@each_source
 def test_includes_point_down(source: Path) -> None:
     layer = source.parent.name
     for include in includes(source):
@@ -44,9 +42,7 @@ def test_includes_point_down(source: Path) -> None:
         assert include not in {"Python.h", "torch/extension.h"}
 
 
-@pytest.mark.parametrize(
-    "source", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}"
-)
+@each_source
 def test_platforms_are_chosen_by_file(source: Path) -> None:
     text = source.read_text()
     assert not re.search(r"__linux__|__APPLE__|_WIN32", text)

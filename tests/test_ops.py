@@ -376,7 +376,7 @@ def test_truncated_files(tmp_path: Path) -> None:
         error, text = refusal(path)
         assert error is ValueError
         assert text.startswith(f"{path}: ")
-    assert "expected a whole zip file" in text or "truncated" in text
+        assert "expected a whole zip file" in text or "truncated" in text
 
 
 def test_a_zip_without_a_pickle(tmp_path: Path) -> None:

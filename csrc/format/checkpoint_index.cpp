@@ -12,6 +12,7 @@ uint64_t item_size_bytes(DType dtype) noexcept {
     case DType::kFloat8E5M2:
     case DType::kFloat8E5M2FNUZ:
     case DType::kFloat8E8M0FNU:
+    case DType::kFloat4E2M1FNx2:
       return 1;
     case DType::kUInt16:
     case DType::kInt16:
@@ -78,6 +79,8 @@ const char* dtype_name(DType dtype) noexcept {
       return "float8_e5m2fnuz";
     case DType::kFloat8E8M0FNU:
       return "float8_e8m0fnu";
+    case DType::kFloat4E2M1FNx2:
+      return "float4_e2m1fn_x2";
   }
   return "";
 }

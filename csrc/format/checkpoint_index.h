@@ -39,6 +39,7 @@ enum class DType : uint8_t {
   kFloat8E5M2,
   kFloat8E5M2FNUZ,
   kFloat8E8M0FNU,
+  kFloat4E2M1FNx2,  // two numbers in a byte, which is one element
 };
 
 [[nodiscard]] uint64_t item_size_bytes(DType dtype) noexcept;
@@ -46,10 +47,25 @@ enum class DType : uint8_t {
 // torch's name without the module: "float32", "bfloat16", "float8_e4m3fn".
 [[nodiscard]] const char* dtype_name(DType dtype) noexcept;
 
-// One record of the file; every tensor cut from it shares it in memory.
+// A text that the file keeps beside its tensors.
+struct MetadataEntry {
+  std::string name;
+  std::string value;
+};
+
+// One file of the checkpoint.
+struct FileRecord {
+  std::string path;                     // as it was opened
+  std::vector<MetadataEntry> metadata;  // in the order of the file
+};
+
+// One run of bytes of a file; every tensor cut from it shares it in memory.
 struct StorageRecord {
-  std::string name;      // the record's name in the file: "archive/data/0"
-  ByteRange file_range;  // absolute; [begin, end) lies inside the file
+  // The record's name in the file, "archive/data/0"; empty where runs of bytes
+  // have none of their own (safetensors).
+  std::string name;
+  ByteRange file_range;     // absolute; [begin, end) lies inside the file
+  uint32_t file_index = 0;  // in CheckpointIndex::files
 };
 
 // A strided view of one storage. Sizes and strides are in elements and live
@@ -71,6 +87,10 @@ struct Slot {
 };
 
 struct CheckpointIndex {
+  std::vector<FileRecord> files;  // in the order of the stream
+  // Of the index of shards through which the files were found; those of the
+  // files themselves are with them.
+  std::vector<MetadataEntry> metadata;
   std::vector<StorageRecord> storages;
   std::vector<TensorRecord> tensors;
   std::vector<Slot> slots;    // in traversal order

@@ -1,12 +1,14 @@
 #include "format/open_index.h"
 
 #include <algorithm>
-#include <array>
+#include <span>
 #include <string>
 #include <string_view>
 
 #include "base/error.h"
-#include "format/little_endian.h"
+#include "format/known_formats.h"
+#include "format/safetensors.h"
+#include "format/shard_index.h"
 #include "format/text.h"
 #include "format/torch_zip.h"
 #include "format/zip_directory.h"
@@ -14,66 +16,12 @@
 namespace ckpt_streamer::format {
 namespace {
 
-using namespace std::string_view_literals;
-
-struct Magic {
-  std::string_view bytes;
-  size_t offset;
-  const char* kind;
-};
-
-// First match wins.
-constexpr std::array kKnownMagics{
-    // serialization.py, MAGIC_NUMBER = 0x1950a86a20f9469cfc6c, pickled as a
-    // LONG1 of 10 bytes.
-    Magic{
-        "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"sv,
-        0,
-        "a legacy torch.save file (before torch 1.6)"},
-    // inline_container.cc: the preview release of the zip format.
-    Magic{"PYTORCH1"sv, 0, "a PyTorch preview archive"},
-    Magic{"GGUF"sv, 0, "a GGUF file"},
-    Magic{"\x89HDF\r\n\x1a\n"sv, 0, "an HDF5 file"},
-    Magic{"\x93NUMPY"sv, 0, "a NumPy .npy file"},
-    Magic{"\x1f\x8b"sv, 0, "a gzip file"},
-    Magic{"ustar"sv, 257, "a tar file"},
-};
-
-// The tar magic lies deepest.
-constexpr uint64_t kHeadBytes = 262;
 constexpr size_t kShownBytes = 16;
 constexpr size_t kShownRecords = 3;
 
-[[noreturn]] void fail_known(const ByteSource& source, const char* kind) {
-  throw CheckpointError(
-      ErrorKind::kUnsupported,
-      source.path(),
-      std::string("is ") + kind +
-          ", which is not read yet; expected a torch.save zip file");
-}
-
-// The header of safetensors: its size in 8 bytes, then that much JSON.
-bool is_safetensors(const ByteSource& source, std::string_view head) {
-  return head.size() > 8 && head[8] == '{' &&
-         load_u64(reinterpret_cast<const std::byte*>(head.data())) <=
-             source.size_bytes() - 8;
-}
-
-[[noreturn]] void fail_not_zip(
-    const ByteSource& source,
-    std::string_view head) {
-  for (const Magic& magic : kKnownMagics) {
-    if (head.size() >= magic.offset &&
-        head.substr(magic.offset).starts_with(magic.bytes)) {
-      fail_known(source, magic.kind);
-    }
-  }
-  if (is_safetensors(source, head)) {
-    fail_known(source, "a safetensors file");
-  }
-  // PROTO 2 to 5, the first opcode of any pickle since protocol 2.
-  if (head.size() >= 2 && head[0] == '\x80' && head[1] >= 2 && head[1] <= 5) {
-    fail_known(source, "a plain pickle");
+[[noreturn]] void fail_unread(const ByteSource& source, std::string_view head) {
+  if (const auto kind = recognize(source, head)) {
+    fail_known(source.path(), *kind);
   }
   const std::string_view shown = head.substr(0, kShownBytes);
   throw CheckpointError(
@@ -83,7 +31,7 @@ bool is_safetensors(const ByteSource& source, std::string_view head) {
           hex_bytes(
               {reinterpret_cast<const std::byte*>(shown.data()),
                shown.size()}) +
-          ", expected a torch.save zip file (50 4b 03 04)",
+          ", expected " + kExpectedFile,
       0);
 }
 
@@ -100,12 +48,10 @@ void check_has_pickle(const ByteSource& source, const ZipDirectory& directory) {
   }
   if (directory.find(prefix + "/constants.pkl") != nullptr ||
       first.starts_with(prefix + "/code/")) {
-    fail_known(source, "a TorchScript archive");
+    fail_known(source.path(), "a TorchScript archive");
   }
-  if (std::all_of(entries.begin(), entries.end(), [](const ZipEntry& entry) {
-        return entry.name.ends_with(".npy");
-      })) {
-    fail_known(source, "a NumPy .npz file");
+  if (const auto kind = recognize_zip(directory)) {
+    fail_known(source.path(), *kind);
   }
   std::string names;
   for (const ZipEntry& entry :
@@ -121,6 +67,26 @@ void check_has_pickle(const ByteSource& source, const ZipDirectory& directory) {
           " as torch.save writes");
 }
 
+CheckpointIndex read_zip(const ByteSource& source) {
+  const ZipDirectory directory = ZipDirectory::read(source);
+  check_has_pickle(source, directory);
+  return read_torch_zip(source, directory);
+}
+
+CheckpointIndex read_any(const ByteSource& source, std::string_view head) {
+  // The first local header, or the end record of a zip without records.
+  if (head.starts_with("PK\x03\x04") || head.starts_with("PK\x05\x06")) {
+    return read_zip(source);
+  }
+  if (is_safetensors(head, source.size_bytes())) {
+    return read_safetensors(source);
+  }
+  if (is_json_object(source)) {
+    fail_known(source.path(), "JSON, such as an index of shards");
+  }
+  fail_unread(source, head);
+}
+
 }  // namespace
 
 CheckpointIndex read_index(const ByteSource& source) {
@@ -128,17 +94,15 @@ CheckpointIndex read_index(const ByteSource& source) {
     throw CheckpointError(
         ErrorKind::kCorrupt,
         source.path(),
-        "is empty, expected a torch.save zip file");
+        std::string("is empty, expected ") + kExpectedFile);
   }
-  std::string head(std::min(source.size_bytes(), kHeadBytes), '\0');
+  std::string head(std::min(source.size_bytes(), kRecognizedHeadBytes), '\0');
   source.read(0, std::as_writable_bytes(std::span(head)));
-  // The first local header, or the end record of a zip without records.
-  if (!head.starts_with("PK\x03\x04") && !head.starts_with("PK\x05\x06")) {
-    fail_not_zip(source, head);
+  CheckpointIndex index = read_any(source, head);
+  if (index.files.empty()) {
+    index.files.push_back({source.path(), {}});
   }
-  const ZipDirectory directory = ZipDirectory::read(source);
-  check_has_pickle(source, directory);
-  return read_torch_zip(source, directory);
+  return index;
 }
 
 }  // namespace ckpt_streamer::format

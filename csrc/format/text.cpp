@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 namespace ckpt_streamer::format {
 namespace {
@@ -50,14 +51,50 @@ std::string hex_byte(unsigned value) {
 }  // namespace
 
 bool is_valid_utf8(std::string_view text) noexcept {
-  while (!text.empty()) {
-    const size_t sequence_bytes = utf8_sequence_bytes(text);
-    if (sequence_bytes == 0) {
-      return false;
+  return valid_utf8_bytes(text) == text.size();
+}
+
+size_t valid_utf8_bytes(std::string_view text) noexcept {
+  constexpr uint64_t kHighBits = 0x8080808080808080;
+  size_t at = 0;
+  while (at < text.size()) {
+    // Eight bytes of ASCII at once: names and headers are little else.
+    uint64_t word = kHighBits;
+    if (text.size() - at >= sizeof(word)) {
+      std::memcpy(&word, text.data() + at, sizeof(word));
     }
-    text.remove_prefix(sequence_bytes);
+    if ((word & kHighBits) == 0) {
+      at += sizeof(word);
+      continue;
+    }
+    const size_t sequence_bytes = utf8_sequence_bytes(text.substr(at));
+    if (sequence_bytes == 0) {
+      break;
+    }
+    at += sequence_bytes;
   }
-  return true;
+  return at;
+}
+
+void append_utf8(std::string& out, uint32_t code_point) {
+  const auto put = [&](uint32_t byte) {
+    out += static_cast<char>(static_cast<unsigned char>(byte));
+  };
+  if (code_point < 0x80) {
+    put(code_point);
+  } else if (code_point < 0x800) {
+    put(0xC0 | code_point >> 6);
+    put(0x80 | (code_point & 0x3F));
+  } else if (code_point < 0x10000) {
+    put(0xE0 | code_point >> 12);
+    put(0x80 | (code_point >> 6 & 0x3F));
+    put(0x80 | (code_point & 0x3F));
+  } else {
+    put(0xF0 | code_point >> 18);
+    put(0x80 | (code_point >> 12 & 0x3F));
+    put(0x80 | (code_point >> 6 & 0x3F));
+    put(0x80 | (code_point & 0x3F));
+  }
 }
 
 std::string quoted(std::string_view text) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
@@ -11,6 +12,12 @@ namespace ckpt_streamer::format {
 
 // As Python's strict decoder sees it: no surrogates, no overlong forms.
 [[nodiscard]] bool is_valid_utf8(std::string_view text) noexcept;
+
+// The length of the longest prefix that is valid UTF-8.
+[[nodiscard]] size_t valid_utf8_bytes(std::string_view text) noexcept;
+
+// Appends a code point. REQUIRES: code_point <= 0x10FFFF.
+void append_utf8(std::string& out, uint32_t code_point);
 
 // 'text' in single quotes; control bytes and bytes that are not UTF-8 become
 // \xNN, and what is longer than 160 bytes ends in "...".

@@ -60,7 +60,7 @@ constexpr std::array<StorageTypeName, 12> kTypedStorages{{
     {"ComplexFloatStorage", DType::kComplex64},
 }};
 
-constexpr DType kLastDType = DType::kFloat8E8M0FNU;
+constexpr DType kLastDType = DType::kFloat4E2M1FNx2;
 
 enum class GlobalRole : uint8_t {
   kOther,
@@ -992,7 +992,7 @@ std::pair<uint32_t, DType> IndexBuilder::storage_of(
           pid_offset);
     }
     storage_index = static_cast<uint32_t>(index_.storages.size());
-    index_.storages.push_back({std::string(entry->name), entry->data_range});
+    index_.storages.push_back({std::string(entry->name), entry->data_range, 0});
     declared_dtypes_.push_back(type.dtype);
   }
   // torch.save refuses two types for the same data, and torch.load would take

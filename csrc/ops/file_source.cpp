@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <tuple>
 
-#include "base/error.h"
-#include "format/open_index.h"
+#include "format/checkpoint_files.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -58,6 +58,8 @@ at::ScalarType scalar_type_of(format::DType dtype) {
       return at::kFloat8_e5m2fnuz;
     case DType::kFloat8E8M0FNU:
       return at::kFloat8_e8m0fnu;
+    case DType::kFloat4E2M1FNx2:
+      return at::kFloat4_e2m1fn_x2;
   }
   TORCH_INTERNAL_ASSERT(false, "a DType without a torch dtype");
 }
@@ -70,10 +72,19 @@ uint64_t alignment_bytes(format::DType dtype) {
 }  // namespace
 
 FileSource::FileSource(const std::string& path)
-    : file_(path),
-      index_(format::read_index(file_)),
-      mapping_(std::make_shared<const os::MappedFile>(file_)),
+    : index_(format::read_checkpoint(path, files_)),
       last_storage_(c10::intrusive_ptr<c10::StorageImpl>()) {
+  prepare();
+}
+
+FileSource::FileSource(std::span<const std::string> paths)
+    : index_(format::read_checkpoint(paths, files_)),
+      last_storage_(c10::intrusive_ptr<c10::StorageImpl>()) {
+  prepare();
+}
+
+void FileSource::prepare() {
+  files_.map(index_.files);
   order_.resize(index_.slots.size());
   std::iota(order_.begin(), order_.end(), uint32_t{0});
   const auto begin_of = [this](uint32_t slot) {
@@ -81,11 +92,13 @@ FileSource::FileSource(const std::string& path)
         index_.tensors[index_.slots[slot].tensor_index];
     const ByteRange range = index_.file_range(tensor);
     // Tensors without bytes come first, in traversal order.
-    return range.empty()
-               ? std::pair<uint64_t, uint64_t>{0, 0}
-               : std::pair<uint64_t, uint64_t>{
-                     index_.storages[tensor.storage_index].file_range.begin,
-                     range.begin};
+    using Begin = std::tuple<uint64_t, uint64_t, uint64_t>;
+    if (range.empty()) {
+      return Begin{0, 0, 0};
+    }
+    const format::StorageRecord& storage =
+        index_.storages[tensor.storage_index];
+    return Begin{storage.file_index, storage.file_range.begin, range.begin};
   };
   std::stable_sort(
       order_.begin(),
@@ -98,10 +111,14 @@ FileSource::FileSource(const std::string& path)
 std::vector<ByteRange> FileSource::spans() const {
   std::vector<ByteRange> result;
   result.reserve(order_.size());
-  const uint64_t base = mapping_->addresses().begin;
   for (const uint32_t slot : order_) {
-    const ByteRange range =
-        index_.file_range(index_.tensors[index_.slots[slot].tensor_index]);
+    const format::TensorRecord& tensor =
+        index_.tensors[index_.slots[slot].tensor_index];
+    const ByteRange range = index_.file_range(tensor);
+    const uint64_t base =
+        files_.mapping(index_.storages[tensor.storage_index].file_index)
+            ->addresses()
+            .begin;
     result.push_back(
         range.empty() ? ByteRange{}
                       : ByteRange{base + range.begin, base + range.end});
@@ -119,8 +136,10 @@ c10::Storage FileSource::storage(const format::TensorRecord& tensor) {
       return c10::Storage(std::move(alive));
     }
   }
-  const ByteRange& range = index_.storages[tensor.storage_index].file_range;
-  void* const address = mapping_->at(range.begin);
+  const format::StorageRecord& record = index_.storages[tensor.storage_index];
+  const ByteRange& range = record.file_range;
+  const auto& mapping = files_.mapping(record.file_index);
+  void* const address = mapping->at(range.begin);
   c10::DataPtr data;
   if (range.empty()) {
     data = c10::DataPtr(nullptr, c10::kCPU);
@@ -133,7 +152,7 @@ c10::Storage FileSource::storage(const format::TensorRecord& tensor) {
     using Share = std::shared_ptr<const os::MappedFile>;
     data = c10::DataPtr(
         address,
-        new Share(mapping_),
+        new Share(mapping),
         [](void* share) { delete static_cast<Share*>(share); },
         c10::kCPU);
   }
@@ -165,15 +184,7 @@ at::Tensor FileSource::tensor(size_t index) {
 }
 
 void FileSource::check_readable() const {
-  const uint64_t size_bytes = file_.current_size_bytes();
-  if (size_bytes < file_.size_bytes()) {
-    throw CheckpointError(
-        ErrorKind::kCorrupt,
-        file_.path(),
-        "the file has shrunk to " + std::to_string(size_bytes) +
-            " bytes since it was opened, expected " +
-            std::to_string(file_.size_bytes()));
-  }
+  files_.check_unshrunk();
 }
 
 }  // namespace ckpt_streamer::ops

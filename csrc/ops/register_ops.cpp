@@ -52,12 +52,18 @@ TORCH_LIBRARY(ckpt_streamer, library) {
                            .def("figures", &WindowHandle::figures);
   refuse_pickling(window_handle);
 
-  // A torch.save zip file, read without Python and without executing anything
-  // in it.
+  // A checkpoint file, or the index of a sharded one, read without Python and
+  // without executing anything in it.
   library.def(
       "open(str path, int memory_limit_bytes) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open);
+
+  // Several files as one stream, in that order.
+  library.def(
+      "open.paths(str[] paths, int memory_limit_bytes) -> "
+      "__torch__.torch.classes.ckpt_streamer.StreamHandle",
+      open_files);
 
   // Tensors in memory; those that are views of a private file mapping are
   // evicted behind the reader.

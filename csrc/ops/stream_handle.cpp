@@ -105,6 +105,17 @@ c10::intrusive_ptr<StreamHandle> open(
   });
 }
 
+c10::intrusive_ptr<StreamHandle> open_files(
+    const std::vector<std::string>& paths,
+    int64_t memory_limit_bytes) {
+  checked_limit(memory_limit_bytes);  // before any I/O
+  return with_torch_errors([&] {
+    return c10::make_intrusive<StreamHandle>(
+        std::make_unique<FileSource>(std::span(paths)),
+        memory_limit_bytes);
+  });
+}
+
 c10::intrusive_ptr<StreamHandle> stream_tensors(
     const c10::Dict<std::string, at::Tensor>& tensors,
     int64_t memory_limit_bytes) {

@@ -16,6 +16,7 @@
 #include <mutex>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "ops/tensor_source.h"
 #include "stream/window_streamer.h"
@@ -75,6 +76,11 @@ class StreamHandle final : public torch::CustomClassHolder {
 // torch.ops.ckpt_streamer.open(str path, int memory_limit_bytes)
 c10::intrusive_ptr<StreamHandle> open(
     const std::string& path,
+    int64_t memory_limit_bytes);
+
+// torch.ops.ckpt_streamer.open(str[] paths, int memory_limit_bytes)
+c10::intrusive_ptr<StreamHandle> open_files(
+    const std::vector<std::string>& paths,
     int64_t memory_limit_bytes);
 
 // torch.ops.ckpt_streamer.stream(Dict(str, Tensor), int memory_limit_bytes)

@@ -1,4 +1,5 @@
-// A regular file opened for reading. Safe for concurrent reads.
+// A regular file opened for reading, and what a path names. Safe for
+// concurrent use.
 #pragma once
 
 #include <cstddef>
@@ -7,8 +8,12 @@
 #include <string>
 
 #include "base/byte_source.h"
+#include "base/source_opener.h"
 
 namespace ckpt_streamer::os {
+
+// What a path names, symbolic links followed.
+[[nodiscard]] PathKind path_kind(const std::string& path) noexcept;
 
 class File final : public ByteSource {
  public:

@@ -22,6 +22,15 @@ struct stat status_of(int descriptor, const std::string& path) {
 
 }  // namespace
 
+PathKind path_kind(const std::string& path) noexcept {
+  struct stat status = {};
+  if (path.find('\0') != std::string::npos ||
+      ::stat(path.c_str(), &status) != 0) {
+    return PathKind::kMissing;
+  }
+  return S_ISDIR(status.st_mode) ? PathKind::kDirectory : PathKind::kOther;
+}
+
 File::File(std::string path) : path_(std::move(path)) {
   // open(2) would cut the name at a NUL and open another file.
   if (path_.find('\0') != std::string::npos) {

@@ -49,13 +49,38 @@ std::vector<ByteRange> keep_file_backed(std::vector<ByteRange>& spans) {
   return owned;
 }
 
+// covered_prefixes() for spans in any order. O(n log n).
+std::vector<uint64_t> covered_prefixes_of_any(
+    const std::vector<ByteRange>& spans) {
+  constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
+  plan::Window covered({kNoLimit, /*block_bytes=*/1, 0});
+  std::vector<uint64_t> prefixes(1, 0);
+  prefixes.reserve(spans.size() + 1);
+  for (const ByteRange& span : spans) {
+    covered.add(span);
+    prefixes.push_back(covered.extent_bytes());
+  }
+  return prefixes;
+}
+
 // Ascending prefix sums of the spans' bytes; what an earlier span covers is not
-// counted again, given spans in stream order.
+// counted again.
 std::vector<uint64_t> covered_prefixes(const std::vector<ByteRange>& spans) {
   std::vector<uint64_t> prefixes(1, 0);
   prefixes.reserve(spans.size() + 1);
+  // Of spans that ascend, as those of one file do, the last end says it all;
+  // the next file's may lie at lower addresses.
+  uint64_t last_begin = 0;
   uint64_t covered_end = 0;
   for (const ByteRange& span : spans) {
+    if (span.empty()) {
+      prefixes.push_back(prefixes.back());
+      continue;
+    }
+    if (span.begin < last_begin) {
+      return covered_prefixes_of_any(spans);
+    }
+    last_begin = span.begin;
     const uint64_t begin = std::max(span.begin, covered_end);
     const uint64_t added = begin < span.end ? span.end - begin : 0;
     covered_end = std::max(covered_end, span.end);

@@ -19,7 +19,8 @@ namespace ckpt_streamer::testing {
 
 class MemorySource final : public ByteSource {
  public:
-  explicit MemorySource(std::string bytes) : bytes_(std::move(bytes)) {}
+  explicit MemorySource(std::string bytes, std::string path = "m.pt")
+      : path_(std::move(path)), bytes_(std::move(bytes)) {}
 
   [[nodiscard]] const std::string& path() const noexcept override {
     return path_;
@@ -42,7 +43,7 @@ class MemorySource final : public ByteSource {
   }
 
  private:
-  std::string path_ = "m.pt";
+  std::string path_;
   std::string bytes_;
 };
 

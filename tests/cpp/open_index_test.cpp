@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "memory_source.h"
+#include "safetensors_file.h"
 #include "test_macros.h"
 
 namespace ckpt_streamer::format {
@@ -58,61 +59,37 @@ TEST(reads_a_checkpoint) {
 }
 
 TEST(refuses_an_empty_file) {
-  expect_error("", "m.pt: is empty, expected a torch.save zip file");
+  expect_error(
+      "",
+      "m.pt: is empty, expected a torch.save, TorchScript or safetensors file");
 }
 
 TEST(shows_the_first_bytes_of_unknown_files) {
   expect_error(
       "hello",
-      "m.pt: begins with 68 65 6c 6c 6f, expected a torch.save zip file (50 4b "
-      "03 04) [byte 0]");
+      "m.pt: begins with 68 65 6c 6c 6f, expected a torch.save, TorchScript or "
+      "safetensors file [byte 0]");
   expect_error(
       std::string(1000, '\0'),
       "m.pt: begins with 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00, "
-      "expected a torch.save zip file (50 4b 03 04) [byte 0]");
+      "expected a torch.save, TorchScript or safetensors file [byte 0]");
   expect_error(
       "P",
-      "m.pt: begins with 50, expected a torch.save zip file (50 4b 03 04) "
-      "[byte 0]");
+      "m.pt: begins with 50, expected a torch.save, TorchScript or safetensors "
+      "file [byte 0]");
 }
 
-TEST(names_known_files) {
+TEST(reads_safetensors) {
+  const std::string file = testing::safetensors_file(
+      "{" + testing::safetensors_entry("w", "U8", "1", "0,1") + "}",
+      "x");
+  EXPECT_EQ(read(file).slots[0].name, "w");
+  EXPECT_EQ(read(file).files[0].path, "m.pt");
+  EXPECT_EQ(read(small_checkpoint()).files[0].path, "m.pt");
   expect_error(
-      "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.",
-      "m.pt: is a legacy torch.save file (before torch 1.6), which is not read "
-      "yet; expected a torch.save zip file");
-  expect_error(
-      "PYTORCH1....",
-      "m.pt: is a PyTorch preview archive, which is not read yet; expected a "
-      "torch.save zip file");
-  expect_error(
-      "\x08\x00\x00\x00\x00\x00\x00\x00{}      "s,
-      "m.pt: is a safetensors file, which is not read yet; expected a "
-      "torch.save zip file");
-  expect_error(
-      "GGUF\x03\x00\x00\x00"s,
-      "m.pt: is a GGUF file, which is not read yet; expected a torch.save zip "
-      "file");
-  expect_error(
-      "\x89HDF\r\n\x1a\n",
-      "m.pt: is an HDF5 file, which is not read yet; expected a torch.save zip "
-      "file");
-  expect_error(
-      "\x93NUMPY\x01",
-      "m.pt: is a NumPy .npy file, which is not read yet; expected a "
-      "torch.save zip file");
-  expect_error(
-      "\x1f\x8b\x08",
-      "m.pt: is a gzip file, which is not read yet; expected a torch.save zip "
-      "file");
-  expect_error(
-      std::string(257, 'x') + "ustar  ",
-      "m.pt: is a tar file, which is not read yet; expected a torch.save zip "
-      "file");
-  expect_error(
-      "\x80\x04N.",
-      "m.pt: is a plain pickle, which is not read yet; expected a torch.save "
-      "zip file");
+      file + "x",
+      "m.pt: the last tensor ends at byte 62, expected byte 63, the file's end "
+      "[byte 62]");
 }
 
 TEST(names_zip_files_of_others) {
@@ -129,16 +106,16 @@ TEST(names_zip_files_of_others) {
       "'a/data.pkl' as torch.save writes");
   expect_error(
       build_zip({{"x.npy", ""}, {"y.npy", ""}}),
-      "m.pt: is a NumPy .npz file, which is not read yet; expected a "
-      "torch.save zip file");
+      "m.pt: is a NumPy .npz file, which is not read; expected a torch.save, "
+      "TorchScript or safetensors file");
   expect_error(
       build_zip({{"m/constants.pkl", ""}}),
-      "m.pt: is a TorchScript archive, which is not read yet; expected a "
-      "torch.save zip file");
+      "m.pt: is a TorchScript archive, which is not read; expected a "
+      "torch.save, TorchScript or safetensors file");
   expect_error(
       build_zip({{"m/code/x.py", ""}}),
-      "m.pt: is a TorchScript archive, which is not read yet; expected a "
-      "torch.save zip file");
+      "m.pt: is a TorchScript archive, which is not read; expected a "
+      "torch.save, TorchScript or safetensors file");
   expect_error(
       build_zip({{"m/data.pkl", "N."}, {"m/constants.pkl", ""}}),
       "m.pt: is a TorchScript archive (it has 'm/constants.pkl'), which is not "
@@ -216,6 +193,37 @@ TEST(every_mutation_is_refused_or_read) {
           std::swap(mutant[at], mutant[random_below(mutant.size())]);
           break;
       }
+    }
+    expect_sane(mutant);
+  }
+}
+
+// The same in the header of a safetensors file.
+TEST(every_mutated_safetensors_header_is_refused_or_read) {
+  const std::string header =
+      R"({"__metadata__":{"a":"\u00e9\n"},"a":{"dtype":"F32","shape":[2,1],)"
+      R"("data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[],)"
+      R"("data_offsets":[8,10],"x":[{"y":-1.5e3}]}})";
+  const std::string file =
+      testing::safetensors_file(header, std::string(10, 'x'));
+  EXPECT_EQ(read(file).slots.size(), 2U);
+  for (size_t size = 0; size < file.size(); ++size) {
+    expect_sane(file.substr(0, size));
+  }
+  uint64_t state = 3;
+  const auto random_below = [&state](uint64_t bound) {
+    state = state * 6364136223846793005U + 1442695040888963407U;
+    return (state >> 33) % bound;
+  };
+  constexpr std::string_view kInteresting = "{}[]\",:\\u09-e. \xff"sv;
+  for (int round = 0; round < 20'000; ++round) {
+    std::string mutant = file;
+    const uint64_t change_count = 1 + random_below(3);
+    for (uint64_t i = 0; i < change_count; ++i) {
+      const size_t at = random_below(8 + header.size());
+      mutant[at] = random_below(2) == 0
+                       ? kInteresting[random_below(kInteresting.size())]
+                       : mutant[8 + random_below(header.size())];
     }
     expect_sane(mutant);
   }

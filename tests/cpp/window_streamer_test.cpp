@@ -229,5 +229,22 @@ TEST(without_page_tables_the_excess_is_told) {
   EXPECT(streamer.figures().drop_error != 0);
 }
 
+// Files that are mapped one after the other mostly lie one below the other.
+TEST(bytes_of_files_in_any_order_of_addresses_count_once) {
+  const std::vector<ByteRange> spans{
+      {8000, 8100},
+      {8050, 8200},
+      {},
+      {1000, 1100},
+      {1100, 1150},
+      {8150, 8250},
+      {1000, 1150}};
+  const WindowStreamer streamer(spans, kMiB);
+  const uint64_t expected[] = {0, 100, 200, 200, 300, 350, 400, 400};
+  for (size_t i = 0; i <= spans.size(); ++i) {
+    EXPECT_EQ(streamer.covered_bytes(i), expected[i]);
+  }
+}
+
 }  // namespace
 }  // namespace ckpt_streamer::stream

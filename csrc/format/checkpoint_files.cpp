@@ -1,0 +1,161 @@
+#include "format/checkpoint_files.h"
+
+#include <limits>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "format/known_formats.h"
+#include "format/name_index.h"
+#include "format/open_index.h"
+#include "format/shard_index.h"
+#include "format/text.h"
+
+namespace ckpt_streamer::format {
+namespace {
+
+const ByteSource& open_file(const std::string& path, SourceOpener& opener) {
+  check_is_local(path);
+  if (opener.kind(path) == PathKind::kDirectory) {
+    fail_directory(path, opener);
+  }
+  return opener.open(path);
+}
+
+// Moves a file's index behind the others.
+void append(CheckpointIndex& all, CheckpointIndex&& one) {
+  const auto fits = [](size_t left, size_t right) {
+    return left + right < std::numeric_limits<uint32_t>::max();
+  };
+  if (!fits(all.storages.size(), one.storages.size()) ||
+      !fits(all.tensors.size(), one.tensors.size())) {
+    throw CheckpointError(
+        ErrorKind::kUnsupported,
+        one.files.front().path,
+        "brings the tensors of the checkpoint to 2^32, expected fewer");
+  }
+  const auto first_file = static_cast<uint32_t>(all.files.size());
+  const auto first_storage = static_cast<uint32_t>(all.storages.size());
+  const auto first_tensor = static_cast<uint32_t>(all.tensors.size());
+  const uint64_t first_dim = all.dims.size();
+  for (StorageRecord& storage : one.storages) {
+    storage.file_index += first_file;
+    all.storages.push_back(std::move(storage));
+  }
+  for (TensorRecord& tensor : one.tensors) {
+    tensor.storage_index += first_storage;
+    tensor.dims_begin += first_dim;
+    all.tensors.push_back(tensor);
+  }
+  for (Slot& slot : one.slots) {
+    slot.tensor_index += first_tensor;
+    all.slots.push_back(std::move(slot));
+  }
+  all.dims.insert(all.dims.end(), one.dims.begin(), one.dims.end());
+  std::move(one.files.begin(), one.files.end(), std::back_inserter(all.files));
+}
+
+// Holds the shards' tensors against the weight_map.
+class PlacementCheck {
+ public:
+  PlacementCheck(const std::string& index_path, const ShardIndex& shards)
+      : index_path_(index_path),
+        shards_(shards),
+        names_(names_of(shards)),
+        is_found_(shards.placements.size()) {}
+
+  void add_shard(uint32_t shard, const CheckpointIndex& index) {
+    for (const Slot& slot : index.slots) {
+      const auto position = names_.find(slot.name);
+      if (!position.has_value()) {
+        continue;
+      }
+      const ShardIndex::Placement& placement = shards_.placements[*position];
+      if (placement.shard != shard) {
+        fail(
+            "shard " + quoted(shards_.shard_names[shard]) + " has the tensor " +
+            quoted(slot.name) + ", expected it in " +
+            quoted(shards_.shard_names[placement.shard]) +
+            " as 'weight_map' says");
+      }
+      is_found_[*position] = true;
+    }
+  }
+
+  void check_complete() const {
+    for (size_t i = 0; i < is_found_.size(); ++i) {
+      if (!is_found_[i]) {
+        const ShardIndex::Placement& placement = shards_.placements[i];
+        fail(
+            "shard " + quoted(shards_.shard_names[placement.shard]) +
+            " has no tensor " + quoted(placement.tensor_name) +
+            ", expected it there as 'weight_map' says");
+      }
+    }
+  }
+
+ private:
+  static NameIndex names_of(const ShardIndex& shards) {
+    std::vector<std::string_view> names;
+    names.reserve(shards.placements.size());
+    for (const ShardIndex::Placement& placement : shards.placements) {
+      names.push_back(placement.tensor_name);
+    }
+    return NameIndex(std::move(names));
+  }
+
+  [[noreturn]] void fail(const std::string& what) const {
+    throw CheckpointError(ErrorKind::kCorrupt, index_path_, what);
+  }
+
+  const std::string& index_path_;
+  const ShardIndex& shards_;
+  const NameIndex names_;
+  std::vector<bool> is_found_;
+};
+
+CheckpointIndex read_shards(const ByteSource& source, SourceOpener& opener) {
+  ShardIndex shards = read_shard_index(source);
+  const std::string& path = source.path();
+  const size_t slash = path.rfind('/');
+  const std::string directory =
+      slash == std::string::npos ? "" : path.substr(0, slash + 1);
+  PlacementCheck placements(path, shards);
+  CheckpointIndex all;
+  for (uint32_t shard = 0; shard < shards.shard_names.size(); ++shard) {
+    CheckpointIndex one =
+        read_index(open_file(directory + shards.shard_names[shard], opener));
+    placements.add_shard(shard, one);
+    append(all, std::move(one));
+  }
+  placements.check_complete();
+  all.metadata = std::move(shards.metadata);
+  return all;
+}
+
+}  // namespace
+
+CheckpointIndex read_checkpoint(const std::string& path, SourceOpener& opener) {
+  const ByteSource& source = open_file(path, opener);
+  return is_json_object(source) ? read_shards(source, opener)
+                                : read_index(source);
+}
+
+CheckpointIndex read_checkpoint(
+    std::span<const std::string> paths,
+    SourceOpener& opener) {
+  if (paths.empty()) {
+    throw CheckpointError(
+        ErrorKind::kInvalidArgument,
+        "",
+        "the list of paths is empty, expected the path of a checkpoint file");
+  }
+  CheckpointIndex all;
+  for (const std::string& path : paths) {
+    append(all, read_index(open_file(path, opener)));
+  }
+  return all;
+}
+
+}  // namespace ckpt_streamer::format

@@ -85,6 +85,13 @@ const char* dtype_name(DType dtype) noexcept {
   return "";
 }
 
+void CheckpointIndex::shrink_to_fit() {
+  storages.shrink_to_fit();
+  tensors.shrink_to_fit();
+  slots.shrink_to_fit();
+  dims.shrink_to_fit();
+}
+
 ByteRange CheckpointIndex::file_range(
     const TensorRecord& tensor) const noexcept {
   const ByteRange& storage = storages[tensor.storage_index].file_range;

@@ -107,6 +107,9 @@ struct CheckpointIndex {
         tensor.dim_count};
   }
 
+  // Gives back what the vectors reserved; readers call it at their end.
+  void shrink_to_fit();
+
   // The bytes of the file that the tensor's elements span, gaps included; empty
   // for a tensor without elements.
   // REQUIRES: the index was validated by its reader.

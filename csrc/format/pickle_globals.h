@@ -1,0 +1,35 @@
+// What the globals of torch.save's pickles mean to a reader of tensors.
+#pragma once
+
+#include <cstdint>
+
+#include "format/checkpoint_index.h"
+#include "format/pickle_machine.h"
+
+namespace ckpt_streamer::format {
+
+enum class GlobalRole : uint8_t {
+  kOther,
+  kOrderedDict,
+  kDefaultDict,
+  kTorchSize,
+  kStorageType,
+  kDType,
+  kRebuildTensor,
+  kRebuildTensorV2,
+  kRebuildTensorV3,
+  kRebuildParameter,
+  kRebuildParameterWithState,
+  kParameter,
+  kUnreadTensor,
+};
+
+struct GlobalMeaning {
+  GlobalRole role = GlobalRole::kOther;
+  DType dtype = DType::kUInt8;  // of a storage type or dtype
+};
+
+// Any global that is not listed here is kOther: data like all others.
+[[nodiscard]] GlobalMeaning meaning_of(const PickleGlobal& global);
+
+}  // namespace ckpt_streamer::format

@@ -50,6 +50,7 @@ SOURCES = [
     "csrc/format/pickle_text.cpp",
     "csrc/format/tensor_tree.cpp",
     "csrc/format/torch_archive.cpp",
+    "csrc/format/torch_script.cpp",
     "csrc/format/torch_zip.cpp",
     "csrc/format/zip_storages.cpp",
     "csrc/format/open_index.cpp",

@@ -1,6 +1,5 @@
 #include "format/checkpoint_files.h"
 
-#include <limits>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -21,39 +20,6 @@ const ByteSource& open_file(const std::string& path, SourceOpener& opener) {
     fail_directory(path, opener);
   }
   return opener.open(path);
-}
-
-// Moves a file's index behind the others.
-void append(CheckpointIndex& all, CheckpointIndex&& one) {
-  const auto fits = [](size_t left, size_t right) {
-    return left + right < std::numeric_limits<uint32_t>::max();
-  };
-  if (!fits(all.storages.size(), one.storages.size()) ||
-      !fits(all.tensors.size(), one.tensors.size())) {
-    throw CheckpointError(
-        ErrorKind::kUnsupported,
-        one.files.front().path,
-        "brings the tensors of the checkpoint to 2^32, expected fewer");
-  }
-  const auto first_file = static_cast<uint32_t>(all.files.size());
-  const auto first_storage = static_cast<uint32_t>(all.storages.size());
-  const auto first_tensor = static_cast<uint32_t>(all.tensors.size());
-  const uint64_t first_dim = all.dims.size();
-  for (StorageRecord& storage : one.storages) {
-    storage.file_index += first_file;
-    all.storages.push_back(std::move(storage));
-  }
-  for (TensorRecord& tensor : one.tensors) {
-    tensor.storage_index += first_storage;
-    tensor.dims_begin += first_dim;
-    all.tensors.push_back(tensor);
-  }
-  for (Slot& slot : one.slots) {
-    slot.tensor_index += first_tensor;
-    all.slots.push_back(std::move(slot));
-  }
-  all.dims.insert(all.dims.end(), one.dims.begin(), one.dims.end());
-  std::move(one.files.begin(), one.files.end(), std::back_inserter(all.files));
 }
 
 // Holds the shards' tensors against the weight_map.
@@ -127,7 +93,7 @@ CheckpointIndex read_shards(const ByteSource& source, SourceOpener& opener) {
     CheckpointIndex one =
         read_index(open_file(directory + shards.shard_names[shard], opener));
     placements.add_shard(shard, one);
-    append(all, std::move(one));
+    all.append(std::move(one));
   }
   placements.check_complete();
   all.metadata = std::move(shards.metadata);
@@ -153,7 +119,7 @@ CheckpointIndex read_checkpoint(
   }
   CheckpointIndex all;
   for (const std::string& path : paths) {
-    append(all, read_index(open_file(path, opener)));
+    all.append(read_index(open_file(path, opener)));
   }
   return all;
 }

@@ -1,5 +1,12 @@
 #include "format/checkpoint_index.h"
 
+#include <algorithm>
+#include <iterator>
+#include <limits>
+#include <utility>
+
+#include "base/error.h"
+
 namespace ckpt_streamer::format {
 
 uint64_t item_size_bytes(DType dtype) noexcept {
@@ -12,7 +19,7 @@ uint64_t item_size_bytes(DType dtype) noexcept {
     case DType::kFloat8E5M2:
     case DType::kFloat8E5M2FNUZ:
     case DType::kFloat8E8M0FNU:
-    case DType::kFloat4E2M1FNx2:
+    case DType::kFloat4E2M1FNX2:
       return 1;
     case DType::kUInt16:
     case DType::kInt16:
@@ -79,10 +86,42 @@ const char* dtype_name(DType dtype) noexcept {
       return "float8_e5m2fnuz";
     case DType::kFloat8E8M0FNU:
       return "float8_e8m0fnu";
-    case DType::kFloat4E2M1FNx2:
+    case DType::kFloat4E2M1FNX2:
       return "float4_e2m1fn_x2";
   }
   return "";
+}
+
+void CheckpointIndex::append(CheckpointIndex&& other) {
+  const auto fits = [](size_t left, size_t right) {
+    return left + right < std::numeric_limits<uint32_t>::max();
+  };
+  if (!fits(storages.size(), other.storages.size()) ||
+      !fits(tensors.size(), other.tensors.size())) {
+    throw CheckpointError(
+        ErrorKind::kUnsupported,
+        other.files.front().path,
+        "brings the checkpoint to 2^32 tensors or storages, expected fewer");
+  }
+  const auto first_file = static_cast<uint32_t>(files.size());
+  const auto first_storage = static_cast<uint32_t>(storages.size());
+  const auto first_tensor = static_cast<uint32_t>(tensors.size());
+  const uint64_t first_dim = dims.size();
+  for (StorageRecord& storage : other.storages) {
+    storage.file_index += first_file;
+    storages.push_back(std::move(storage));
+  }
+  for (TensorRecord& tensor : other.tensors) {
+    tensor.storage_index += first_storage;
+    tensor.dims_begin += first_dim;
+    tensors.push_back(tensor);
+  }
+  for (Slot& slot : other.slots) {
+    slot.tensor_index += first_tensor;
+    slots.push_back(std::move(slot));
+  }
+  dims.insert(dims.end(), other.dims.begin(), other.dims.end());
+  std::move(other.files.begin(), other.files.end(), std::back_inserter(files));
 }
 
 void CheckpointIndex::shrink_to_fit() {

@@ -39,7 +39,7 @@ enum class DType : uint8_t {
   kFloat8E5M2,
   kFloat8E5M2FNUZ,
   kFloat8E8M0FNU,
-  kFloat4E2M1FNx2,  // two numbers in a byte, which is one element
+  kFloat4E2M1FNX2,  // two numbers in a byte, which is one element
 };
 
 [[nodiscard]] uint64_t item_size_bytes(DType dtype) noexcept;
@@ -106,6 +106,11 @@ struct CheckpointIndex {
         dims.data() + tensor.dims_begin + tensor.dim_count,
         tensor.dim_count};
   }
+
+  // Moves the files of another index, with all that is in them, behind those of
+  // this one.
+  // THROWS: CheckpointError Unsupported when numbers no longer fit 32 bits.
+  void append(CheckpointIndex&& other);
 
   // Gives back what the vectors reserved; readers call it at their end.
   void shrink_to_fit();

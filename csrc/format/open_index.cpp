@@ -10,6 +10,8 @@
 #include "format/safetensors.h"
 #include "format/shard_index.h"
 #include "format/text.h"
+#include "format/torch_archive.h"
+#include "format/torch_script.h"
 #include "format/torch_zip.h"
 #include "format/zip_directory.h"
 
@@ -35,24 +37,14 @@ constexpr size_t kShownRecords = 3;
       0);
 }
 
-// Names what a zip file is that has no data.pkl where torch.save puts it.
-void check_has_pickle(const ByteSource& source, const ZipDirectory& directory) {
-  const auto entries = directory.entries();
-  if (entries.empty()) {
-    return;
-  }
-  const std::string_view first = entries.front().name;
-  const std::string prefix(first.substr(0, first.find('/')));
-  if (directory.find(prefix + "/data.pkl") != nullptr) {
-    return;
-  }
-  if (directory.find(prefix + "/constants.pkl") != nullptr ||
-      first.starts_with(prefix + "/code/")) {
-    fail_known(source.path(), "a TorchScript archive");
-  }
+// What a zip file is that has no data.pkl where torch.save puts it.
+[[noreturn]] void fail_unread_zip(
+    const ByteSource& source,
+    const ZipDirectory& directory) {
   if (const auto kind = recognize_zip(directory)) {
     fail_known(source.path(), *kind);
   }
+  const auto entries = directory.entries();
   std::string names;
   for (const ZipEntry& entry :
        entries.first(std::min(entries.size(), kShownRecords))) {
@@ -63,13 +55,26 @@ void check_has_pickle(const ByteSource& source, const ZipDirectory& directory) {
       source.path(),
       "is a zip file of " + std::to_string(entries.size()) + " records (" +
           names + (entries.size() > kShownRecords ? ", ..." : "") +
-          "), expected " + quoted(prefix + "/data.pkl") +
+          "), expected " + quoted(archive_prefix(directory) + "/data.pkl") +
           " as torch.save writes");
 }
 
 CheckpointIndex read_zip(const ByteSource& source) {
   const ZipDirectory directory = ZipDirectory::read(source);
-  check_has_pickle(source, directory);
+  if (directory.entries().empty()) {
+    throw CheckpointError(
+        ErrorKind::kCorrupt,
+        source.path(),
+        std::string("is a zip file without records, expected ") +
+            kExpectedFile);
+  }
+  if (is_torch_script(directory)) {
+    return read_torch_script(source, directory);
+  }
+  const std::string pickle = archive_prefix(directory) + "/data.pkl";
+  if (directory.find(pickle) == nullptr || recognize_zip(directory)) {
+    fail_unread_zip(source, directory);
+  }
   return read_torch_zip(source, directory);
 }
 

@@ -27,10 +27,30 @@ constexpr std::array<StorageTypeName, 12> kTypedStorages{{
     {"ComplexFloatStorage", DType::kComplex64},
 }};
 
-constexpr DType kLastDType = DType::kFloat8E8M0FNU;
+// c10/core/ScalarType.h, toString(): what torch/csrc/jit/serialization/
+// pickler.cpp (pushStorageOfTensor) puts before "Storage" beyond the above.
+constexpr std::array<StorageTypeName, 10> kScriptStorages{{
+    {"ComplexHalfStorage", DType::kComplex32},
+    {"UInt16Storage", DType::kUInt16},
+    {"UInt32Storage", DType::kUInt32},
+    {"UInt64Storage", DType::kUInt64},
+    {"Float8_e5m2Storage", DType::kFloat8E5M2},
+    {"Float8_e4m3fnStorage", DType::kFloat8E4M3FN},
+    {"Float8_e5m2fnuzStorage", DType::kFloat8E5M2FNUZ},
+    {"Float8_e4m3fnuzStorage", DType::kFloat8E4M3FNUZ},
+    {"Float8_e8m0fnuStorage", DType::kFloat8E8M0FNU},
+    {"Float4_e2m1fn_x2Storage", DType::kFloat4E2M1FNX2},
+}};
+
+constexpr DType kLastDType = DType::kFloat4E2M1FNX2;
 
 GlobalMeaning meaning_of_torch_name(std::string_view name) {
   for (const StorageTypeName& storage : kTypedStorages) {
+    if (name == storage.name) {
+      return {GlobalRole::kStorageType, storage.dtype};
+    }
+  }
+  for (const StorageTypeName& storage : kScriptStorages) {
     if (name == storage.name) {
       return {GlobalRole::kStorageType, storage.dtype};
     }
@@ -89,6 +109,14 @@ GlobalMeaning meaning_of(const PickleGlobal& global) {
     if (name.starts_with("Uninitialized")) {
       return {GlobalRole::kUnreadTensor};
     }
+  }
+  // torch/jit/_pickle.py: lists and dicts under their static types.
+  if (module == "torch.jit._pickle" &&
+      (name == "restore_type_tag" || name.starts_with("build_"))) {
+    return {GlobalRole::kFirstArgument};
+  }
+  if (module == "__torch__" || module.starts_with("__torch__.")) {
+    return {GlobalRole::kScriptClass};
   }
   if (module == "collections") {
     if (name == "OrderedDict") {

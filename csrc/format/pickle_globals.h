@@ -12,6 +12,8 @@ enum class GlobalRole : uint8_t {
   kOther,
   kOrderedDict,
   kDefaultDict,
+  kFirstArgument,  // returns what it is given
+  kScriptClass,    // of TorchScript: its attributes are its state
   kTorchSize,
   kStorageType,
   kDType,

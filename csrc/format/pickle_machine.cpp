@@ -312,6 +312,8 @@ class PickleMachine {
   ValueId add_container(ValueKind kind, std::span<const ValueId> values = {});
   ValueId add_global(ValueId module, ValueId name);
   ValueId add_object(ValueId callable, ValueId args);
+  // A class of TorchScript, which lives in the module __torch__.
+  [[nodiscard]] bool is_script_class(ValueId callable) const;
   PickleTree::ObjectExtras& extras_of(ValueId object);
 
   // Mutation.
@@ -584,8 +586,13 @@ void PickleMachine::step(PickleOpcode opcode) {
     case k_REDUCE:
     case k_NEWOBJ: {
       require(2);
-      const ValueId args = pop();
+      ValueId args = pop();
       const ValueId callable = pop();
+      // torch/csrc/jit/serialization/pickler.cpp, Pickler::pushIValueImpl: an
+      // enum's value stands for the tuple of it.
+      if (tree_.kind(args) != ValueKind::kTuple && is_script_class(callable)) {
+        args = add_tuple(std::span(&args, 1));
+      }
       return push(add_object(callable, args));
     }
     case k_NEWOBJ_EX: {
@@ -779,6 +786,15 @@ ValueId PickleMachine::add_global(ValueId module, ValueId name) {
   return add(
       ValueKind::kGlobal,
       static_cast<uint32_t>(tree_.globals_.size() - 1));
+}
+
+bool PickleMachine::is_script_class(ValueId callable) const {
+  if (tree_.kind(callable) != ValueKind::kGlobal) {
+    return false;
+  }
+  const std::string_view module =
+      tree_.global(tree_.global_index(callable)).module;
+  return module == "__torch__" || module.starts_with("__torch__.");
 }
 
 ValueId PickleMachine::add_object(ValueId callable, ValueId args) {

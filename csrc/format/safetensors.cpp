@@ -39,7 +39,7 @@ struct DTypeName {
 // tensor.rs, Dtype and bitsize(); bindings/python/src/lib.rs, get_pydtype.
 constexpr std::array<DTypeName, 22> kDTypeNames{{
     {"BOOL", 8, DType::kBool},
-    {"F4", 4, DType::kFloat4E2M1FNx2},
+    {"F4", 4, DType::kFloat4E2M1FNX2},
     {"F6_E2M3", 6, std::nullopt},
     {"F6_E3M2", 6, std::nullopt},
     {"U8", 8, DType::kUInt8},
@@ -112,7 +112,7 @@ class HeaderReader {
     check_distinct_names();
     check_layout();
     index_.files.push_back(std::move(file));
-    shrink();
+    index_.shrink_to_fit();
     return std::move(index_);
   }
 
@@ -126,7 +126,6 @@ class HeaderReader {
   void check_size(const Declaration& declaration) const;
   void check_distinct_names() const;
   void check_layout() const;
-  void shrink();
 
   [[noreturn]] void fail(const std::string& what, uint64_t file_offset) const {
     throw CheckpointError(
@@ -359,7 +358,7 @@ void HeaderReader::add_dims(
   for (const uint64_t size : declaration.shape) {
     dims.push_back(static_cast<int64_t>(size));
   }
-  if (tensor.dtype == DType::kFloat4E2M1FNx2) {
+  if (tensor.dtype == DType::kFloat4E2M1FNX2) {
     // bindings/python/src/lib.rs, torch_storage_shape.
     if (declaration.shape.empty() || declaration.shape.back() % 2 != 0) {
       fail_tensor(
@@ -442,13 +441,6 @@ void HeaderReader::check_layout() const {
             ", the file's end",
         covered_end);
   }
-}
-
-void HeaderReader::shrink() {
-  index_.storages.shrink_to_fit();
-  index_.tensors.shrink_to_fit();
-  index_.slots.shrink_to_fit();
-  index_.dims.shrink_to_fit();
 }
 
 uint64_t header_size_of(std::string_view head) noexcept {

@@ -30,6 +30,10 @@ constexpr size_t kLargestDimCount = 64;
 constexpr uint64_t kNameBytesForPickleByte = 64;
 constexpr uint64_t kFreeNameBytes = 1 << 20;
 
+// Containers that are walked under each of their paths could unfold without
+// end. Modules that share modules reach a few values more than there are.
+constexpr uint64_t kVisitsForValue = 64;
+
 // Up to here, comparing keys pair by pair beats building a table.
 constexpr size_t kFewKeys = 8;
 
@@ -50,6 +54,9 @@ class IndexBuilder {
         origin_(pickle.origin),
         storages_(storages),
         index_(index),
+        walks_each_path_(
+            pickle.shared_containers == SharedContainers::kEachPath),
+        visit_budget_(kVisitsForValue * tree_.size()),
         path_(root_name) {
     globals_.reserve(tree_.global_count());
     for (uint32_t i = 0; i < tree_.global_count(); ++i) {
@@ -69,6 +76,7 @@ class IndexBuilder {
     bool is_mapping;  // values are key, value, key, value
     size_t next;
     size_t name_bytes;  // of the container's own path
+    ValueId container;
   };
 
   // What a rebuild says about a tensor, before it is checked.
@@ -86,6 +94,9 @@ class IndexBuilder {
 
   // The walk.
   void visit(ValueId id);
+  // The value that stands for this one, kNoValue if none is to be walked.
+  ValueId stand_in(ValueId id);
+  void charge_visits(uint64_t value_count);
   void push_container(
       ValueId id,
       std::span<const ValueId> values,
@@ -135,10 +146,14 @@ class IndexBuilder {
   CheckpointIndex& index_;
   std::vector<GlobalMeaning> globals_;  // by global index of tree_
 
-  std::vector<bool> is_walked_;               // by ValueId
+  // By ValueId; with walks_each_path_, only of the containers that are open.
+  std::vector<bool> is_walked_;
   std::vector<uint32_t> tensor_of_object_;    // by object index of tree_
   std::vector<KnownStorage> known_storages_;  // by FoundStorage::number
 
+  const bool walks_each_path_;
+  const uint64_t visit_budget_;
+  uint64_t visit_count_ = 0;
   std::vector<Frame> frames_;
   std::string path_;  // of the value that is visited
   uint64_t name_bytes_ = 0;
@@ -151,6 +166,9 @@ void IndexBuilder::walk() {
     Frame& frame = frames_.back();
     path_.resize(frame.name_bytes);
     if (frame.next == frame.values.size()) {
+      if (walks_each_path_) {
+        is_walked_[frame.container] = false;
+      }
       frames_.pop_back();
       continue;
     }
@@ -180,8 +198,43 @@ void IndexBuilder::walk() {
   }
 }
 
+// Objects of TorchScript are their states, and calls that only tag a list or
+// dict with its type are what they tag. A state may lead back to its object, so
+// that each such object is walked but once.
+ValueId IndexBuilder::stand_in(ValueId id) {
+  while (tree_.kind(id) == ValueKind::kObject) {
+    const PickleObject object = tree_.object(id);
+    const GlobalRole role = meaning(object.callable).role;
+    const auto args = tree_.items(object.args);
+    ValueId next = kNoValue;
+    if (role == GlobalRole::kScriptClass) {
+      next = object.state;
+    } else if (role == GlobalRole::kFirstArgument) {
+      next = args.empty() ? kNoValue : args.front();
+    } else {
+      return id;
+    }
+    if (next == kNoValue) {
+      return kNoValue;
+    }
+    charge_visits(1);
+    if (!walks_each_path_) {
+      if (is_walked_[id]) {
+        return kNoValue;
+      }
+      is_walked_[id] = true;
+    }
+    id = next;
+  }
+  return id;
+}
+
 // May push a frame, which invalidates references to others.
 void IndexBuilder::visit(ValueId id) {
+  id = stand_in(id);
+  if (id == kNoValue) {
+    return;
+  }
   switch (tree_.kind(id)) {
     case ValueKind::kTuple:
     case ValueKind::kList:
@@ -240,10 +293,25 @@ void IndexBuilder::push_container(
     return;
   }
   is_walked_[id] = true;
+  charge_visits(values.size());
   if (is_mapping) {
     check_distinct_keys(values);
   }
-  frames_.push_back({values, is_mapping, 0, path_.size()});
+  frames_.push_back({values, is_mapping, 0, path_.size(), id});
+}
+
+void IndexBuilder::charge_visits(uint64_t value_count) {
+  visit_count_ += value_count;
+  if (walks_each_path_ && visit_count_ > visit_budget_) {
+    throw CheckpointError(
+        ErrorKind::kUnsupported,
+        origin_.path,
+        "the shared containers unfold to more than " +
+            std::to_string(visit_budget_) + " values, expected at most " +
+            std::to_string(kVisitsForValue) + " for each of the " +
+            std::to_string(tree_.size()) + " in " + quoted(origin_.record_name),
+        origin_.file_offset);
+  }
 }
 
 // A dict has one value for a key. Only a hostile pickle sets a key twice, and

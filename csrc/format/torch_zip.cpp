@@ -33,14 +33,6 @@ CheckpointIndex read_torch_zip(
         "is a zip file without " + quoted(prefix + "/data.pkl") +
             ", expected a torch.save zip file");
   }
-  // serialization.py, _is_torchscript_zip.
-  if (const ZipEntry* constants = directory.find(prefix + "/constants.pkl")) {
-    throw CheckpointError(
-        ErrorKind::kUnsupported,
-        source.path(),
-        "is a TorchScript archive (it has " + quoted(constants->name) +
-            "), which is not read yet; expected a torch.save zip file");
-  }
   check_archive(source, directory, prefix);
   const PickleOrigin origin{
       source.path(),

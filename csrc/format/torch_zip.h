@@ -15,14 +15,15 @@ namespace ckpt_streamer::format {
 // The slots are the strided tensors and parameters reachable from the root
 // through dicts (also OrderedDict and defaultdict), lists and tuples, in that
 // order; a container that is reached twice is walked once, under its first
-// path. Everything else in the pickle is passed over.
+// path. Everything else in the pickle is passed over. TorchScript archives are
+// torch_script.h's.
 //
 // ENSURES: every tensor's elements lie inside its storage's record, every
 // record inside the file; storages are those that a slot uses, each once; one
 // TensorRecord for each rebuilt tensor, however many slots hold it.
 // THROWS: CheckpointError Corrupt when zip, pickle and records contradict each
-// other; Unsupported for archives of another kind (TorchScript, big-endian,
-// compressed records) and for tensors that are not strided views of a storage
+// other; Unsupported for archives of another kind (big-endian, compressed
+// records) and for tensors that are not strided views of a storage
 // (sparse, quantized, nested, meta, subclasses) in any slot.
 // Cost: O(records + pickle) time and memory; no tensor byte is read.
 [[nodiscard]] CheckpointIndex read_torch_zip(const ByteSource& source);

@@ -58,7 +58,7 @@ at::ScalarType scalar_type_of(format::DType dtype) {
       return at::kFloat8_e5m2fnuz;
     case DType::kFloat8E8M0FNU:
       return at::kFloat8_e8m0fnu;
-    case DType::kFloat4E2M1FNx2:
+    case DType::kFloat4E2M1FNX2:
       return at::kFloat4_e2m1fn_x2;
   }
   TORCH_INTERNAL_ASSERT(false, "a DType without a torch dtype");

@@ -120,7 +120,7 @@ TEST(safetensors_has_every_dtype) {
 TEST(safetensors_packs_pairs_of_f4) {
   const CheckpointIndex index = read(entry("F4", "3,4", "0,6"), "123456");
   const TensorRecord& tensor = index.tensors[0];
-  EXPECT(tensor.dtype == DType::kFloat4E2M1FNx2);
+  EXPECT(tensor.dtype == DType::kFloat4E2M1FNX2);
   EXPECT_EQ(index.sizes(tensor)[0], 3);
   EXPECT_EQ(index.sizes(tensor)[1], 2);
   EXPECT_EQ(index.strides(tensor)[0], 2);

@@ -352,18 +352,21 @@ def test_empty_and_foreign_files(tmp_path: Path) -> None:
     path.write_bytes(b"")
     assert refusal(path) == (
         ValueError,
-        f"{path}: is empty, expected a torch.save zip file",
+        f"{path}: is empty, expected a torch.save, TorchScript or safetensors file",
     )
     path.write_bytes(b"hello world, this is text")
     assert refusal(path) == (
         ValueError,
         f"{path}: begins with 68 65 6c 6c 6f 20 77 6f 72 6c 64 2c 20 74 68 69, "
-        "expected a torch.save zip file (50 4b 03 04) [byte 0]",
+        "expected a torch.save, TorchScript or safetensors file [byte 0]",
     )
     torch.save({"a": torch.ones(1)}, path, _use_new_zipfile_serialization=False)
     error, text = refusal(path)
     assert error is NotImplementedError
-    assert "which is not read yet; expected a torch.save zip file" in text
+    assert text == (
+        f"{path}: is a legacy torch.save file (before torch 1.6), which is not read; "
+        "expected a torch.save, TorchScript or safetensors file"
+    )
 
 
 def test_truncated_files(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_scripted_stream(large_checkpoint: Path) -> None:
 def test_scripted_errors_have_the_same_text(tmp_path: Path) -> None:
     path = tmp_path / "empty.pt"
     path.write_bytes(b"")
-    text = f"{path}: is empty, expected a torch.save zip file"
+    text = f"{path}: is empty, expected a torch.save, TorchScript or safetensors file"
     with pytest.raises(Exception, match="is empty") as eager:
         torch.ops.ckpt_streamer.open(str(path), MIB)
     with pytest.raises(Exception, match="is empty") as scripted:

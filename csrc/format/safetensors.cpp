@@ -297,7 +297,7 @@ void HeaderReader::add_tensor(const Declaration& declaration) {
         ErrorKind::kUnsupported,
         declaration,
         "has the dtype " + std::string(declaration.dtype->name) +
-            ", which torch has not; expected one that it has");
+            ", which torch does not have; expected one that it has");
   }
   TensorRecord tensor;
   tensor.dtype = *declaration.dtype->dtype;

@@ -74,6 +74,20 @@ TEST(what_is_no_regular_file_is_refused_by_name) {
   ::unlink(fifo.c_str());
 }
 
+TEST(a_path_is_looked_at_without_opening_it) {
+  const TemporaryFile file(1);
+  const std::string link = file.path() + ".link";
+  EXPECT_EQ(::symlink("/", link.c_str()), 0);
+  EXPECT(os::path_kind(file.path()) == PathKind::kOther);
+  EXPECT(os::path_kind("/dev/zero") == PathKind::kOther);
+  EXPECT(os::path_kind("/") == PathKind::kDirectory);
+  EXPECT(os::path_kind(link) == PathKind::kDirectory);
+  ::unlink(link.c_str());
+  EXPECT(os::path_kind(link) == PathKind::kMissing);
+  EXPECT(os::path_kind("") == PathKind::kMissing);
+  EXPECT(os::path_kind(std::string("/\0", 2)) == PathKind::kMissing);
+}
+
 TEST(a_mapping_is_private_and_outlives_its_file_object) {
   const TemporaryFile path(5000);
   auto file = std::make_unique<File>(path.path());

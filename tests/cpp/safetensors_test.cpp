@@ -137,12 +137,14 @@ TEST(safetensors_packs_pairs_of_f4) {
   expect_error(
       entry("F6_E2M3", "4", "0,3"),
       "123",
-      "tensor 'w' has the dtype F6_E2M3, which torch has not; expected one "
+      "tensor 'w' has the dtype F6_E2M3, which torch does not have; expected "
+      "one "
       "that it has in the header [byte 13]");
   expect_error(
       entry("F6_E3M2", "8", "0,6"),
       "123456",
-      "tensor 'w' has the dtype F6_E3M2, which torch has not; expected one "
+      "tensor 'w' has the dtype F6_E3M2, which torch does not have; expected "
+      "one "
       "that it has in the header [byte 13]");
 }
 

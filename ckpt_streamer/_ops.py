@@ -6,8 +6,6 @@ from typing import Protocol, cast
 
 import torch
 
-_LOT = 2048
-
 
 class WindowHandle(Protocol):
     """What ``csrc/ops/window_handle.h`` offers."""
@@ -35,13 +33,12 @@ def library_path() -> str:
 torch.ops.load_library(library_path())
 
 
-def plan(tensors: Sequence[torch.Tensor], memory_limit_bytes: int) -> WindowHandle:
-    """Cut tensors in memory into windows that each keep the limit."""
-    handle = cast("WindowHandle", torch.ops.ckpt_streamer._windows(memory_limit_bytes))
-    # Each tensor is looked at several times on its way: lots that fit a cache
-    # take half the time.
+def windows(memory_limit_bytes: int) -> WindowHandle:
+    """Make a handle that cuts tensors in memory into windows within the limit."""
+    return cast("WindowHandle", torch.ops.ckpt_streamer._windows(memory_limit_bytes))
+
+
+def add(handle: WindowHandle, tensors: Sequence[torch.Tensor]) -> None:
+    """Add tensors to a handle that is not planned yet."""
     with torch._C.DisableTorchFunction():  # a subclass may refuse to be an argument
-        for begin in range(0, len(tensors), _LOT):
-            handle.add(tensors[begin : begin + _LOT])
-    handle.plan()
-    return handle
+        handle.add(tensors)

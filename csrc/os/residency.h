@@ -109,7 +109,6 @@ class Residency {
   // Drops every page that is a clean, resident page of a file and lies fully
   // inside one of the ranges, then looks again: what could not be dropped is in
   // remaining_bytes. Written pages, anonymous pages and holes stay as they are.
-  // In a process of one thread, as OtherWriters::kNone.
   //
   // REQUIRES: the ranges lie in private file mappings, whole pages.
   DropResult drop_resident(
@@ -152,7 +151,6 @@ class Residency {
   int move_and_discard(const ByteRange& run, bool may_be_locked) noexcept;
 
   ScanMethod method_;
-  bool move_works_ = true;
   bool fast_scan_works_ = true;
   int descriptor_ = -1;
   int64_t owner_process_ = 0;

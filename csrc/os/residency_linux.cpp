@@ -71,17 +71,11 @@ int advise(const ByteRange& range, int advice) noexcept {
              : errno;
 }
 
-// What /proc/self/status says of the whole process.
-struct ProcessState {
-  uint64_t thread_count = 2;
-  bool has_locked_memory = true;
-};
-
-ProcessState process_state() noexcept {
-  ProcessState state;  // the cautious answer where it cannot be read
+// Whether any memory of this process is locked; yes where that cannot be read.
+bool has_locked_memory() noexcept {
   const int descriptor = ::open("/proc/self/status", O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) {
-    return state;
+    return true;
   }
   std::array<char, 4096> buffer;
   const ssize_t count = ::read(descriptor, buffer.data(), buffer.size());
@@ -89,21 +83,40 @@ ProcessState process_state() noexcept {
   const std::string_view text(
       buffer.data(),
       static_cast<size_t>(std::max<ssize_t>(count, 0)));
-  const auto value_of = [&](std::string_view name, uint64_t otherwise) {
-    size_t at = text.find(name);
-    if (at == std::string_view::npos) {
-      return otherwise;
-    }
-    at = text.find_first_not_of(" \t", at + name.size());
-    uint64_t value = otherwise;
-    if (at != std::string_view::npos) {
-      std::from_chars(text.data() + at, text.data() + text.size(), value);
-    }
-    return value;
-  };
-  state.thread_count = value_of("\nThreads:", 2);
-  state.has_locked_memory = value_of("\nVmLck:", 1) != 0;
-  return state;
+  constexpr std::string_view kName = "\nVmLck:";
+  size_t at = text.find(kName);
+  if (at != std::string_view::npos) {
+    at = text.find_first_not_of(" \t", at + kName.size());
+  }
+  uint64_t kilobytes = 1;
+  if (at != std::string_view::npos) {
+    std::from_chars(text.data() + at, text.data() + text.size(), kilobytes);
+  }
+  return kilobytes != 0;
+}
+
+// Whether mremap(MREMAP_DONTUNMAP) takes file mappings: since 5.13. Tried on
+// one of this process's own.
+bool file_mappings_can_move() noexcept {
+  const int descriptor = ::open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) {
+    return false;
+  }
+  const uint64_t size = page_size_bytes();
+  void* const page =
+      ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+  ::close(descriptor);
+  if (page == MAP_FAILED) {
+    return false;
+  }
+  void* const moved =
+      ::mremap(page, size, size, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr);
+  ::munmap(page, size);
+  if (moved == MAP_FAILED) {
+    return false;
+  }
+  ::munmap(moved, size);
+  return true;
 }
 
 // Brings a page that another thread wrote to on its way out back to where it
@@ -363,7 +376,8 @@ int Residency::discard(const ByteRange& run) noexcept {
 int Residency::move_and_discard(
     const ByteRange& run,
     bool may_be_locked) noexcept {
-  if (!move_works_) {
+  static const bool works = file_mappings_can_move();
+  if (!works) {
     return discard(run);
   }
   // A part of a locked mapping that moves unlocks the rest of it. MADV_COLD
@@ -386,12 +400,17 @@ int Residency::move_and_discard(
       MREMAP_MAYMOVE | MREMAP_DONTUNMAP,
       nullptr);
   if (moved == MAP_FAILED) {
-    if (errno != EINVAL) {
-      return errno;
+    const int error_number = errno;
+    // EFAULT: the run has come to lie in several mappings, as where a part was
+    // given other flags. ENOMEM: no room for it at once.
+    const uint64_t half = run.size_bytes() / 2 / page_size_bytes();
+    if ((error_number != EFAULT && error_number != ENOMEM) || half == 0) {
+      return error_number;
     }
-    // Before 5.13 for anonymous memory only.
-    move_works_ = false;
-    return discard(run);
+    const uint64_t middle = run.begin + half * page_size_bytes();
+    const int first = move_and_discard({run.begin, middle}, may_be_locked);
+    const int second = move_and_discard({middle, run.end}, may_be_locked);
+    return first != 0 ? first : second;
   }
   const auto begin = reinterpret_cast<uint64_t>(moved);
   const ByteRange range = {begin, begin + run.size_bytes()};
@@ -417,14 +436,8 @@ DropResult Residency::drop_resident(
     std::span<const ByteRange> ranges,
     OtherWriters other_writers) noexcept {
   DropResult result;
-  bool may_be_locked = false;
-  if (other_writers == OtherWriters::kPossible && !ranges.empty()) {
-    const ProcessState process = process_state();
-    may_be_locked = process.has_locked_memory;
-    if (process.thread_count == 1) {
-      other_writers = OtherWriters::kNone;
-    }
-  }
+  const bool may_be_locked = other_writers == OtherWriters::kPossible &&
+                             !ranges.empty() && has_locked_memory();
   for (const ByteRange& range : ranges) {
     uint64_t found_bytes = 0;
     const auto drop = [&](const ByteRange& run) {

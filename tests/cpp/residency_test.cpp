@@ -121,6 +121,28 @@ TEST(drop_resident_loses_no_write_of_another_thread) {
   }
 }
 
+TEST(drop_resident_drops_across_parts_with_other_flags) {
+  const TemporaryFile file(kSize);
+  const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+  char* const bytes = const_cast<char*>(mapping.bytes());
+  for (uint64_t at = 3 * page_size_bytes(); at < kSize; at += kSize / 5) {
+    EXPECT_EQ(
+        ::mprotect(
+            bytes + at / page_size_bytes() * page_size_bytes(),
+            page_size_bytes(),
+            PROT_READ),
+        0);
+  }
+  mapping.touch();
+  const ByteRange range = mapping.range();
+  Residency residency;
+  const DropResult result =
+      residency.drop_resident({&range, 1}, OtherWriters::kPossible);
+  EXPECT_EQ(result.found_bytes, kSize);
+  EXPECT_EQ(result.remaining_bytes, uint64_t{0});
+  EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+}
+
 TEST(drop_resident_touches_nothing_outside_its_ranges) {
   const TemporaryFile file(kSize);
   for (const ScanMethod method : kMethods) {

@@ -165,7 +165,7 @@ class _State:
         slots = self.slots
         containers, keys = slots.containers[window], slots.keys[window]
         tensors = slots.tensors[window]
-        slots.tensors[window] = repeat(None, end - begin)
+        slots.keys[window] = slots.tensors[window] = [None] * (end - begin)
         self._window_end = end
         self._lists = (containers, keys, tensors)
         self._rest = iter(tensors)

@@ -29,14 +29,17 @@ WindowHandle::~WindowHandle() {
   }
 }
 
-void WindowHandle::add(const c10::List<at::Tensor>& tensors) {
+c10::intrusive_ptr<Lot> WindowHandle::add(c10::List<at::Tensor> tensors) {
   const std::lock_guard lock(mutex_);
   TORCH_CHECK(!is_planned_, "the windows are planned already");
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const at::Tensor& tensor = tensors[i];
+  auto lot = c10::make_intrusive<Lot>(std::move(tensors));
+  const c10::List<at::Tensor>& given = lot->tensors;
+  for (size_t i = 0; i < given.size(); ++i) {
+    const at::Tensor& tensor = given[i];
     memory_.push_back(memory_of(tensor));
     holders_.add(tensor, memory_.back().span);
   }
+  return lot;
 }
 
 void WindowHandle::plan() {

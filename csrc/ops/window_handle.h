@@ -15,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ops/storage_holders.h"
@@ -22,6 +23,15 @@
 #include "stream/window_streamer.h"
 
 namespace ckpt_streamer::ops {
+
+// Tensors that WindowHandle::add() was given. The last reference to a tensor
+// that Python knows as well is best dropped by Python, which holds its lock
+// then: dropped in here, each tensor would take it and give it back.
+struct Lot final : torch::CustomClassHolder {
+  explicit Lot(c10::List<at::Tensor> given) : tensors(std::move(given)) {}
+
+  c10::List<at::Tensor> tensors;
+};
 
 class WindowHandle final : public torch::CustomClassHolder {
  public:
@@ -31,8 +41,8 @@ class WindowHandle final : public torch::CustomClassHolder {
   // Adds tensors to the stream; c10::Error after plan(). Many are best added in
   // lots that fit the processor's caches: a tensor is looked at several times.
   // Holds what keeps their memory mapped, until plan(); from then on, of
-  // file-backed ones only.
-  void add(const c10::List<at::Tensor>& tensors);
+  // file-backed ones only. The result is for dropping.
+  c10::intrusive_ptr<Lot> add(c10::List<at::Tensor> tensors);
 
   // Sorts them and cuts them into windows, once.
   void plan();

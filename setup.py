@@ -28,6 +28,7 @@ except ImportError:
             "torch is elsewhere on the path, add --no-build-isolation."
         ) from None
 
+import torch
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 PLATFORM = "macos" if sys.platform == "darwin" else "linux"
@@ -63,6 +64,17 @@ DEBUG = os.environ.get("DEBUG") == "1"
 if sys.platform == "win32":
     raise SystemExit("ckpt_streamer needs a POSIX system (Linux, macOS or WSL).")
 
+
+class BuildLibrary(BuildExtension):
+    """Notes beside the library which torch it was compiled for."""
+
+    def run(self) -> None:
+        super().run()
+        library = Path(self.get_ext_fullpath("ckpt_streamer._C"))
+        note = library.with_name("compiled_for_torch.txt")
+        note.write_text(torch.__version__)
+
+
 setup(
     ext_modules=[
         CppExtension(
@@ -80,6 +92,6 @@ setup(
             py_limited_api=True,
         )
     ],
-    cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
+    cmdclass={"build_ext": BuildLibrary.with_options(no_python_abi_suffix=True)},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

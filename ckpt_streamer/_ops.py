@@ -30,7 +30,21 @@ def library_path() -> str:
     return str(Path(__file__).parent / "_C.so")
 
 
-torch.ops.load_library(library_path())
+def _load_library() -> None:
+    # torch's C++ interface changes with each minor release; another one's
+    # library may crash instead of failing to load.
+    note = Path(library_path()).with_name("compiled_for_torch.txt")
+    compiled_for = note.read_text()
+    if torch.__version__.split(".")[:2] != compiled_for.split(".")[:2]:
+        raise ImportError(
+            f"ckpt_streamer was compiled for torch {compiled_for}, and this is "
+            f"torch {torch.__version__}; install ckpt_streamer again, without "
+            "pip's cache: pip install --no-cache-dir --force-reinstall --no-deps"
+        )
+    torch.ops.load_library(library_path())
+
+
+_load_library()
 
 
 def windows(memory_limit_bytes: int) -> WindowHandle:

@@ -235,6 +235,9 @@ class Stream(chain[StreamItem]):
     # would cost a small tensor a tenth of its conversion.
     _state: _State
 
+    def __init__(self, *_: object) -> None:  # not called by from_iterable()
+        raise TypeError("a Stream is made by stream()")
+
     def __enter__(self) -> Self:
         return self
 

@@ -29,11 +29,6 @@ class StorageHolders {
   // unmapped now, or be somebody else's.
   [[nodiscard]] std::vector<ByteRange> take_moved();
 
-  // Lets go of all.
-  void clear() noexcept {
-    holders_.clear();
-  }
-
  private:
   void add_storage(const c10::Storage& storage, const ByteRange& span);
 

@@ -132,6 +132,8 @@ void WindowHandle::release() {
 }
 
 void WindowHandle::close(int64_t yielded_count) {
+  // Dies after the lock: a storage's deleter may be anybody's code.
+  StorageHolders released;
   const std::lock_guard lock(mutex_);
   if (streamer_ != nullptr) {
     open_streamer().release();
@@ -139,7 +141,7 @@ void WindowHandle::close(int64_t yielded_count) {
     closed_figures_ = streamer_->figures();
     closed_streamed_bytes_ = streamed_bytes(yielded_count);
     streamer_.reset();
-    holders_.clear();
+    std::swap(released, holders_);
   }
 }
 

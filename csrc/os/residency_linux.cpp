@@ -55,6 +55,29 @@ constexpr uint64_t kPageIsFile = uint64_t{1} << 2;
 constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
 constexpr uint64_t kPageIsSwapped = uint64_t{1} << 4;
 
+// linux/fs.h, struct procmap_query (since 6.11).
+struct ProcmapQuery {
+  uint64_t size;
+  uint64_t query_flags;
+  uint64_t query_addr;
+  uint64_t vma_start;
+  uint64_t vma_end;
+  uint64_t vma_flags;
+  uint64_t vma_page_size;
+  uint64_t vma_offset;
+  uint64_t inode;
+  uint32_t dev_major;
+  uint32_t dev_minor;
+  uint32_t vma_name_size;
+  uint32_t build_id_size;
+  uint64_t vma_name_addr;
+  uint64_t build_id_addr;
+};
+constexpr unsigned long kProcmapQuery = _IOWR('f', 17, ProcmapQuery);
+constexpr uint64_t kVmaIsShared = 0x08;
+constexpr uint64_t kCoveringOrNextVma = 0x10;
+constexpr uint64_t kFileBackedVma = 0x20;
+
 // Documentation/admin-guide/mm/pagemap.rst, the bits of one entry.
 constexpr uint64_t kEntryPresent = uint64_t{1} << 63;
 constexpr uint64_t kEntrySwapped = uint64_t{1} << 62;
@@ -180,6 +203,83 @@ void append_if_private_file(
   }
 }
 
+constexpr char kMapsPath[] = "/proc/self/maps";
+
+class Descriptor {
+ public:
+  explicit Descriptor(int value) noexcept : value_(value) {}
+  ~Descriptor() {
+    if (value_ >= 0) {
+      ::close(value_);
+    }
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  [[nodiscard]] int value() const noexcept {
+    return value_;
+  }
+
+ private:
+  int value_;
+};
+
+std::string read_maps(int descriptor) {
+  std::string text;
+  std::array<char, 65536> buffer{};
+  for (;;) {
+    const ssize_t count = ::read(descriptor, buffer.data(), buffer.size());
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      throw_errno(kMapsPath, "read", errno);
+    }
+    if (count == 0) {
+      return text;
+    }
+    text.append(buffer.data(), static_cast<size_t>(count));
+  }
+}
+
+std::vector<ByteRange> parse_private_files(std::string_view maps) {
+  std::vector<ByteRange> mappings;
+  while (!maps.empty()) {
+    const size_t line_end = std::min(maps.find('\n'), maps.size());
+    append_if_private_file(maps.substr(0, line_end), mappings);
+    maps.remove_prefix(std::min(line_end + 1, maps.size()));
+  }
+  return mappings;
+}
+
+// False where the kernel has no such query.
+bool query_private_files(
+    int maps_descriptor,
+    const ByteRange& within,
+    std::vector<ByteRange>& mappings) {
+  uint64_t cursor = within.begin;
+  while (cursor < within.end) {
+    ProcmapQuery query{};
+    query.size = sizeof(query);
+    query.query_flags = kCoveringOrNextVma | kFileBackedVma;
+    query.query_addr = cursor;
+    if (::ioctl(maps_descriptor, kProcmapQuery, &query) != 0) {
+      if (errno == ENOENT) {  // there is no further one
+        return true;
+      }
+      mappings.clear();
+      return false;
+    }
+    if (query.vma_start >= within.end) {
+      return true;
+    }
+    if ((query.vma_flags & kVmaIsShared) == 0 && query.inode != 0) {
+      mappings.push_back({query.vma_start, query.vma_end});
+    }
+    cursor = query.vma_end;
+  }
+  return true;
+}
+
 }  // namespace
 
 uint64_t page_size_bytes() noexcept {
@@ -197,37 +297,25 @@ uint64_t fault_extent_bytes() noexcept {
   return value;
 }
 
-std::vector<ByteRange> private_file_mappings() {
-  const char* const path = "/proc/self/maps";
-  const int descriptor = ::open(path, O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) {
-    throw_errno(path, "open", errno);
+std::vector<ByteRange> private_file_mappings(
+    const ByteRange& within,
+    ScanMethod method) {
+  if (within.empty()) {
+    return {};
+  }
+  const Descriptor maps(::open(kMapsPath, O_RDONLY | O_CLOEXEC));
+  if (maps.value() < 0) {
+    throw_errno(kMapsPath, "open", errno);
   }
   std::vector<ByteRange> mappings;
-  std::string text;
-  std::array<char, 65536> buffer{};
-  for (;;) {
-    const ssize_t count = ::read(descriptor, buffer.data(), buffer.size());
-    if (count < 0 && errno == EINTR) {
-      continue;
-    }
-    if (count < 0) {
-      const int error_number = errno;
-      ::close(descriptor);
-      throw_errno(path, "read", error_number);
-    }
-    if (count == 0) {
-      break;
-    }
-    text.append(buffer.data(), static_cast<size_t>(count));
+  if (method == ScanMethod::kBest &&
+      query_private_files(maps.value(), within, mappings)) {
+    return mappings;
   }
-  ::close(descriptor);
-  std::string_view rest = text;
-  while (!rest.empty()) {
-    const size_t line_end = std::min(rest.find('\n'), rest.size());
-    append_if_private_file(rest.substr(0, line_end), mappings);
-    rest.remove_prefix(std::min(line_end + 1, rest.size()));
-  }
+  mappings = parse_private_files(read_maps(maps.value()));
+  std::erase_if(mappings, [&](const ByteRange& mapping) {
+    return intersect(mapping, within).empty();
+  });
   return mappings;
 }
 

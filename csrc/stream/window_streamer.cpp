@@ -30,10 +30,26 @@ uint64_t total_bytes(std::span<const ByteRange> ranges) {
       });
 }
 
+ByteRange hull_of(std::span<const ByteRange> ranges) {
+  ByteRange hull;
+  for (const ByteRange& range : ranges) {
+    if (hull.empty()) {
+      hull = range;
+    } else if (!range.empty()) {
+      hull.begin = std::min(hull.begin, range.begin);
+      hull.end = std::max(hull.end, range.end);
+    }
+  }
+  return hull;
+}
+
 // Empties the spans that do not lie wholly in private file mappings and returns
 // the mappings that back the others, ascending.
-std::vector<ByteRange> keep_file_backed(std::vector<ByteRange>& spans) {
-  const std::vector<ByteRange> mappings = os::private_file_mappings();
+std::vector<ByteRange> keep_file_backed(
+    std::vector<ByteRange>& spans,
+    os::ScanMethod scan_method) {
+  const std::vector<ByteRange> mappings =
+      os::private_file_mappings(hull_of(spans), scan_method);
   std::vector<bool> is_owned(mappings.size(), false);
   for (ByteRange& span : spans) {
     if (span.empty()) {
@@ -108,7 +124,7 @@ WindowStreamer::WindowStreamer(
               os::fault_extent_bytes())),
       window_ends_(plan::plan_windows(spans_, rules_)),
       other_writers_(std::move(other_writers)),
-      owned_mappings_(keep_file_backed(spans_)),
+      owned_mappings_(keep_file_backed(spans_, scan_method)),
       residency_(scan_method),
       live_(rules_) {
   os::advise_huge_pages(

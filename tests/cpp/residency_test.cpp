@@ -21,24 +21,35 @@ using ckpt_streamer::testing::TestMapping;
 constexpr uint64_t kSize = 8 << 20;
 constexpr ScanMethod kMethods[] = {ScanMethod::kBest, ScanMethod::kPagemap};
 
-bool is_listed(const ByteRange& range) {
-  const std::vector<ByteRange> mappings = private_file_mappings();
-  return std::any_of(
-      mappings.begin(),
-      mappings.end(),
-      [&](const ByteRange& mapping) {
-        return !intersect(mapping, range).empty();
-      });
-}
-
 TEST(private_file_mappings_lists_private_file_mappings_only) {
   const TemporaryFile file(kSize);
   const TestMapping is_private(file.path(), kSize, MAP_PRIVATE);
   const TestMapping is_shared(file.path(), kSize, MAP_SHARED);
   const TestMapping is_anonymous("", kSize, MAP_PRIVATE | MAP_ANONYMOUS);
-  EXPECT(is_listed(is_private.range()));
-  EXPECT(!is_listed(is_shared.range()));
-  EXPECT(!is_listed(is_anonymous.range()));
+  const ByteRange range = is_private.range();
+  for (const ScanMethod method : kMethods) {
+    const auto listed = private_file_mappings(range, method);
+    EXPECT_EQ(listed.size(), size_t{1});
+    EXPECT(listed[0].contains(range));
+    // Whole, also when only a part is asked for.
+    const ByteRange page = {range.begin + 4096, range.begin + 8192};
+    EXPECT(private_file_mappings(page, method)[0].contains(range));
+    EXPECT(private_file_mappings(is_shared.range(), method).empty());
+    EXPECT(private_file_mappings(is_anonymous.range(), method).empty());
+    EXPECT(private_file_mappings({}, method).empty());
+    const auto all = private_file_mappings(
+        {0, std::numeric_limits<uint64_t>::max()},
+        method);
+    EXPECT(all.size() > 1);
+    EXPECT(
+        std::is_sorted(
+            all.begin(),
+            all.end(),
+            [](const ByteRange& left, const ByteRange& right) {
+              return left.end <= right.begin;
+            }));
+    EXPECT(std::find(all.begin(), all.end(), listed[0]) != all.end());
+  }
 }
 
 TEST(drop_resident_drops_every_clean_page) {

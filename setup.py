@@ -28,6 +28,7 @@ except ImportError:
             "torch is elsewhere on the path, add --no-build-isolation."
         ) from None
 
+import torch
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 PLATFORM = "macos" if sys.platform == "darwin" else "linux"
@@ -37,6 +38,7 @@ SOURCES = [
     "csrc/os/mapped_file_posix.cpp",
     f"csrc/os/residency_{PLATFORM}.cpp",
     "csrc/format/checkpoint_files.cpp",
+    f"csrc/os/threads_{PLATFORM}.cpp",
     "csrc/format/checkpoint_index.cpp",
     "csrc/format/json.cpp",
     "csrc/format/known_formats.cpp",
@@ -60,7 +62,9 @@ SOURCES = [
     "csrc/ops/file_source.cpp",
     "csrc/ops/limit_warning.cpp",
     "csrc/ops/mapped_files.cpp",
+    "csrc/ops/other_writers.cpp",
     "csrc/ops/register_ops.cpp",
+    "csrc/ops/storage_holders.cpp",
     "csrc/ops/stream_handle.cpp",
     "csrc/ops/tensor_memory.cpp",
     "csrc/ops/window_handle.cpp",
@@ -71,6 +75,17 @@ DEBUG = os.environ.get("DEBUG") == "1"
 
 if sys.platform == "win32":
     raise SystemExit("ckpt_streamer needs a POSIX system (Linux, macOS or WSL).")
+
+
+class BuildLibrary(BuildExtension):
+    """Notes beside the library which torch it was compiled for."""
+
+    def run(self) -> None:
+        super().run()
+        library = Path(self.get_ext_fullpath("ckpt_streamer._C"))
+        note = library.with_name("compiled_for_torch.txt")
+        note.write_text(torch.__version__)
+
 
 setup(
     ext_modules=[
@@ -89,6 +104,6 @@ setup(
             py_limited_api=True,
         )
     ],
-    cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
+    cmdclass={"build_ext": BuildLibrary.with_options(no_python_abi_suffix=True)},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

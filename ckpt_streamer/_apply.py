@@ -127,8 +127,9 @@ class _EvictingReads(TorchFunctionMode):
 
     def __init__(self, entries: Mapping[str, Any], memory_limit_bytes: int) -> None:
         super().__init__()
-        tensors = walk(entries).tensors
-        self._handle = _ops.plan(tensors, memory_limit_bytes)
+        self._handle = _ops.windows(memory_limit_bytes)
+        tensors = walk(entries, self._handle).tensors
+        self._handle.plan()
         order = self._handle.order().tolist() or range(len(tensors))
         self._tensor_count = len(tensors)
         self._spans = _Spans([tensors[index] for index in order])

@@ -6,13 +6,11 @@ from typing import Protocol, cast
 
 import torch
 
-_LOT = 2048
-
 
 class WindowHandle(Protocol):
     """What ``csrc/ops/window_handle.h`` offers."""
 
-    def add(self, tensors: Sequence[torch.Tensor]) -> None: ...
+    def add(self, tensors: Sequence[torch.Tensor]) -> object: ...
     def plan(self) -> None: ...
     def order(self) -> torch.Tensor: ...
     def window_ends(self) -> torch.Tensor: ...
@@ -32,16 +30,29 @@ def library_path() -> str:
     return str(Path(__file__).parent / "_C.so")
 
 
-torch.ops.load_library(library_path())
+def _load_library() -> None:
+    # torch's C++ interface changes with each minor release; another one's
+    # library may crash instead of failing to load.
+    note = Path(library_path()).with_name("compiled_for_torch.txt")
+    compiled_for = note.read_text()
+    if torch.__version__.split(".")[:2] != compiled_for.split(".")[:2]:
+        raise ImportError(
+            f"ckpt_streamer was compiled for torch {compiled_for}, and this is "
+            f"torch {torch.__version__}; install ckpt_streamer again, without "
+            "pip's cache: pip install --no-cache-dir --force-reinstall --no-deps"
+        )
+    torch.ops.load_library(library_path())
 
 
-def plan(tensors: Sequence[torch.Tensor], memory_limit_bytes: int) -> WindowHandle:
-    """Cut tensors in memory into windows that each keep the limit."""
-    handle = cast("WindowHandle", torch.ops.ckpt_streamer._windows(memory_limit_bytes))
-    # Each tensor is looked at several times on its way: lots that fit a cache
-    # take half the time.
+_load_library()
+
+
+def windows(memory_limit_bytes: int) -> WindowHandle:
+    """Make a handle that cuts tensors in memory into windows within the limit."""
+    return cast("WindowHandle", torch.ops.ckpt_streamer._windows(memory_limit_bytes))
+
+
+def add(handle: WindowHandle, tensors: Sequence[torch.Tensor]) -> None:
+    """Add tensors to a handle that is not planned yet."""
     with torch._C.DisableTorchFunction():  # a subclass may refuse to be an argument
-        for begin in range(0, len(tensors), _LOT):
-            handle.add(tensors[begin : begin + _LOT])
-    handle.plan()
-    return handle
+        handle.add(tensors)

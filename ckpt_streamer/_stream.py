@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice, repeat
 from operator import itemgetter, length_hint
 from types import TracebackType
@@ -20,18 +20,59 @@ StreamItem = tuple[Any, Any, Tensor]
 _PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
+# A tensor is looked at several times on its way into a window: lots whose
+# objects fit a cache take half the time.
+_LOT = 2048
+
+
 class Slots:
     """Every (container, key) of a tree that holds a tensor, in traversal order.
 
-    Three lists of equal length; ``containers[i][keys[i]] is tensors[i]``.
+    Three lists of equal length; ``containers[i][keys[i]] is tensors[i]``. All
+    tensors, in this order, are added to a handle on the way.
     """
 
-    __slots__ = ("containers", "keys", "tensors")
-
-    def __init__(self) -> None:
+    def __init__(self, handle: _ops.WindowHandle) -> None:
         self.containers: list[Any] = []
         self.keys: list[Any] = []
         self.tensors: list[Any] = []
+        self._handle = handle
+        self._added_count = 0
+
+    def append(self, container: Any, key: Any, tensor: Tensor) -> None:
+        self.containers.append(container)
+        self.keys.append(key)
+        self.tensors.append(tensor)
+        if len(self.tensors) - self._added_count >= _LOT:
+            self.flush()
+
+    def take_head(self, container: Any, keys: list[Any], values: list[Any]) -> int:
+        """Append the head of the entries that is plain tensors, lot by lot.
+
+        Returns its length. The lists are the callee's from now on.
+        """
+        self.flush()
+        count = len(values)
+        for begin in range(0, count, _LOT):
+            lot = values[begin : begin + _LOT]
+            if not _PLAIN_TENSORS.issuperset(map(type, lot)):
+                count = begin
+                break
+            _ops.add(self._handle, lot)
+        if count and not self.tensors and count == len(values):
+            self.keys, self.tensors = keys, values
+        else:
+            self.keys += islice(keys, count)
+            self.tensors += islice(values, count)
+        self.containers += repeat(container, count)
+        self._added_count = len(self.tensors)
+        return count
+
+    def flush(self) -> None:
+        """Add the tensors that were appended to the handle."""
+        if self._added_count < len(self.tensors):
+            _ops.add(self._handle, self.tensors[self._added_count :])
+            self._added_count = len(self.tensors)
 
     def permute(self, order: list[int]) -> None:
         """Reorder the slots; ``order[i]`` is the present index of the i-th."""
@@ -41,52 +82,50 @@ class Slots:
         self.tensors = list(take(self.tensors))
 
 
-def walk(root: Any) -> Slots:
+def walk(root: Any, handle: _ops.WindowHandle) -> Slots:
     """List the tensors in nested mappings, lists, tuples and namedtuples.
 
     Every container is walked once, at its first place; cycles are fine. Other
-    leaves (numbers, strings, sets, modules, ...) are passed over.
+    leaves (numbers, strings, sets, modules, ...) are passed over. The tensors
+    are added to the handle.
     """
-    slots = Slots()
+    slots = Slots(handle)
     # Holding the containers keeps an id from being used again for another one.
     seen: dict[int, Any] = {id(root): root}
     stack = [_entries(root, slots)]
     while stack:
         for container, key, value in stack[-1]:
             if isinstance(value, Tensor):
-                slots.containers.append(container)
-                slots.keys.append(key)
-                slots.tensors.append(value)
+                slots.append(container, key, value)
             elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
                 seen[id(value)] = value
                 stack.append(_entries(value, slots))
                 break
         else:
             stack.pop()
+    slots.flush()
     return slots
 
 
 def _entries(container: Any, slots: Slots) -> Iterator[tuple[Any, Any, Any]]:
     """Iterate over a container's (container, key, value).
 
-    One that holds nothing but tensors goes into the slots at once, which takes
-    a tenth of the time.
+    A head that holds nothing but tensors goes into the slots at once, which
+    takes a tenth of the time.
     """
-    keys: Iterable[Any]
-    values: Sequence[Any]
     if isinstance(container, Mapping):
         keys, values = list(container.keys()), list(container.values())
         if len(keys) != len(values):  # a multidict, or one that changes by itself
             items = list(container.items())
             keys, values = [key for key, _ in items], [value for _, value in items]
     else:
-        keys, values = range(len(container)), container
-    if _PLAIN_TENSORS.issuperset(map(type, values)):
-        slots.containers += repeat(container, len(values))
-        slots.keys += keys
-        slots.tensors += values
+        values = list(container)
+        keys = list(range(len(values)))
+    rest = zip(repeat(container), keys, values)
+    taken_count = slots.take_head(container, keys, values)
+    if taken_count == len(values):
         return iter(())
-    return zip(repeat(container), keys, values)
+    return islice(rest, taken_count, None)
 
 
 class _State:
@@ -96,31 +135,62 @@ class _State:
     the memory it holds, until the next garbage collection.
     """
 
-    def __init__(self, slots: Slots, memory_limit_bytes: int) -> None:
-        self.slots = slots
-        self.tensor_count = len(slots.tensors)
-        self.handle = _ops.plan(slots.tensors, memory_limit_bytes)
+    def __init__(self, root: Any, memory_limit_bytes: int) -> None:
+        self.handle = _ops.windows(memory_limit_bytes)
+        self.slots = walk(root, self.handle)
+        self.tensor_count = len(self.slots.tensors)
+        self.handle.plan()
         order = self.handle.order().tolist()
         if order:
-            slots.permute(order)
+            self.slots.permute(order)
         self.window_ends: list[int] = self.handle.window_ends().tolist()
-        self.tensors = iter(slots.tensors)
-        self.items = zip(slots.containers, slots.keys, self.tensors, strict=False)
         self.is_closed = False
-        self._yielded_count_at_close = 0
+        # Of the window that is out: where it ends, its lists, and what of it is
+        # still to come.
+        self._window_end = 0
+        self._lists: tuple[list[Any], ...] = ()
+        self._rest: Iterator[Any] = iter(())
+        self._items: Iterator[StreamItem] = iter(())
 
     @property
     def yielded_count(self) -> int:
-        if self.is_closed:
-            return self._yielded_count_at_close
-        return self.tensor_count - length_hint(self.tensors)
+        return self._window_end - length_hint(self._rest)
+
+    def items_of(self, begin: int, end: int) -> Iterator[StreamItem]:
+        """Iterate over a window's slots, and forget them here.
+
+        A tensor that the caller replaces must not live on past its window.
+        """
+        window = slice(begin, end)
+        slots = self.slots
+        containers, keys = slots.containers[window], slots.keys[window]
+        tensors = slots.tensors[window]
+        slots.keys[window] = slots.tensors[window] = [None] * (end - begin)
+        self._window_end = end
+        self._lists = (containers, keys, tensors)
+        self._rest = iter(tensors)
+        self._items = zip(containers, keys, self._rest, strict=False)
+        return self._items
+
+    def hold_back_rest(self) -> None:
+        """End the iteration of the window that is out before its end."""
+        rest = list(self._items)
+        self._lists = (rest,)
+        self._rest = self._items = iter(rest)
+
+    def take_rest(self) -> Iterator[StreamItem] | None:
+        """Iterate over what was held back, if anything was."""
+        return self._items if length_hint(self._rest) else None
 
     def close(self) -> None:
         if not self.is_closed:
-            self._yielded_count_at_close = self.yielded_count
             self.is_closed = True
-            self.handle.close(self._yielded_count_at_close)
+            yielded_count = self.yielded_count
+            self.handle.close(yielded_count)
             # The iterators over these lists end here, also in mid-window.
+            for each in self._lists:
+                each.clear()
+            self._window_end, self._rest = yielded_count, iter(())
             self.slots.tensors.clear()
             self.slots.containers.clear()
             self.slots.keys.clear()
@@ -128,18 +198,19 @@ class _State:
 
 def _windows(state: _State) -> Iterator[Iterator[StreamItem]]:
     """Yield the items of one window after the other, evicting in between."""
-    passed_begin = begin = 0
+    begin = 0
     # Looked up once: with the caches full of tensor data, it takes as long again
     # as the call.
     enter = state.handle.enter
     for window, end in enumerate(state.window_ends):
         if state.is_closed:
             return
-        # A tensor that the caller has replaced must not live on in here.
-        state.slots.tensors[passed_begin:begin] = repeat(None, begin - passed_begin)
         enter(window)
-        yield islice(state.items, end - begin)
-        passed_begin, begin = begin, end
+        yield state.items_of(begin, end)
+        while (rest := state.take_rest()) is not None:
+            enter(window)  # after a release in mid-window
+            yield rest
+        begin = end
     state.close()
 
 
@@ -164,6 +235,9 @@ class Stream(chain[StreamItem]):
     # would cost a small tensor a tenth of its conversion.
     _state: _State
 
+    def __init__(self, *_: object) -> None:  # not called by from_iterable()
+        raise TypeError("a Stream is made by stream()")
+
     def __enter__(self) -> Self:
         return self
 
@@ -184,7 +258,9 @@ class Stream(chain[StreamItem]):
 
         Tensors stay valid.
         """
-        self._state.handle.release()
+        state = self._state
+        state.hold_back_rest()
+        state.handle.release()
 
     def stats(self) -> dict[str, int]:
         """Return the stream's figures so far; after the end, the final ones.
@@ -265,7 +341,7 @@ def stream(
             f"state_dict is of type {type(state_dict).__name__}, expected a "
             "mapping, list or tuple of tensors"
         )
-    state = _State(walk(state_dict), limit_bytes)
+    state = _State(state_dict, limit_bytes)
     result = Stream.from_iterable(_windows(state))
     assert isinstance(result, Stream)
     result._state = state

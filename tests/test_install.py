@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
+
+import torch
 
 import ckpt_streamer
 
@@ -17,6 +20,25 @@ def test_the_tests_run_against_the_installed_package() -> None:
     assert folder != ROOT / "ckpt_streamer"
     assert (folder / "py.typed").exists()
     assert Path(ckpt_streamer.library_path()) == folder / "_C.so"
+
+
+def test_another_torch_is_told(tmp_path: Path) -> None:
+    folder = Path(ckpt_streamer.__file__).parent
+    shutil.copytree(folder, tmp_path / "ckpt_streamer")
+    (tmp_path / "ckpt_streamer/compiled_for_torch.txt").write_text("2.7.1+cpu")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "import ckpt_streamer"],
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert (
+        "ImportError: ckpt_streamer was compiled for torch 2.7.1+cpu, and this is "
+        f"torch {torch.__version__}; install ckpt_streamer again, without pip's "
+        "cache: pip install --no-cache-dir --force-reinstall --no-deps"
+    ) in done.stderr
 
 
 def test_without_torch_the_build_says_what_to_do(tmp_path: Path) -> None:

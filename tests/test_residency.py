@@ -175,6 +175,108 @@ def test_writes_of_a_thread_started_in_mid_window_are_never_lost(
         assert all((state_dict[f"w{i}"] == -i).all() for i in range(64))
 
 
+@torch.jit.script
+def write_over_and_over(tensors: list[Tensor], stride: int) -> None:
+    for start in range(stride):
+        for tensor in tensors:
+            tensor.view(-1)[start::stride].fill_(7.0)
+
+
+def test_writes_of_a_forked_script_are_never_lost(large_checkpoint: Path) -> None:
+    for _ in range(3):
+        state_dict = load_mapped(large_checkpoint)
+        tensors = list(state_dict.values())
+        writer = torch.jit.fork(write_over_and_over, tensors, 64)
+        while not writer.done():
+            for _, _, val in stream(state_dict, 4):
+                val[0].item()
+        torch.jit.wait(writer)
+        assert all(bool((tensor == 7.0).all()) for tensor in tensors)
+
+
+@pytest.mark.parametrize("limit_mb", [4, 8, 31, 32])
+@pytest.mark.parametrize("way", ["stream", "op"])
+def test_the_limit_holds_after_a_release_in_mid_window(
+    large_checkpoint: Path, limit_mb: int, way: str
+) -> None:
+    state_dict = load_mapped(large_checkpoint)
+    sum(val.sum() for val in state_dict.values())
+    names = []
+    peak = 0
+
+    def read(name: str, tensor: Tensor) -> None:
+        nonlocal peak
+        assert not tensor.isnan().any()
+        names.append(name)
+        peak = max(peak, resident_of(large_checkpoint).clean_bytes)
+
+    if way == "stream":
+        items = stream(state_dict, limit_mb)
+        for _, key, val in items:
+            read(key, val)
+            if len(names) % 3 == 1:
+                items.release()
+                assert resident_of(large_checkpoint).clean_bytes == 0
+                assert items.stats()["tensors_yielded"] == len(names)
+    else:
+        handle = torch.ops.ckpt_streamer.stream(state_dict, limit_mb * MIB)
+        while handle.has_next():
+            read(*handle.next())
+            if len(names) % 3 == 1:
+                handle.release()
+                assert resident_of(large_checkpoint).clean_bytes == 0
+    assert names == list(state_dict)
+    assert 0 < peak <= limit_mb * MIB
+
+
+@pytest.mark.parametrize("way", ["stream", "op"])
+def test_tensors_given_other_memory_in_mid_stream(
+    large_checkpoint: Path, way: str
+) -> None:
+    state_dict = load_mapped(large_checkpoint)
+    sums = {key: val.double().sum().item() for key, val in state_dict.items()}
+
+    def move_all() -> None:
+        for val in state_dict.values():
+            val.share_memory_()
+        # Unmapped by now, or it would not be left alone for a good reason.
+        assert resident_of(large_checkpoint).clean_bytes == 0
+
+    streamed: dict[str, float] = {}
+
+    def read(key: str, val: Tensor) -> None:
+        if len(streamed) == 5:
+            move_all()
+        streamed[key] = val.double().sum().item()
+
+    def read_all() -> int:
+        if way == "stream":
+            items = stream(state_dict, 8)
+            for _, key, val in items:
+                read(key, val)
+            return items.stats()["bytes_resident"]
+        handle = torch.ops.ckpt_streamer.stream(state_dict, 8 * MIB)
+        while handle.has_next():
+            read(*handle.next())
+        return int(handle.bytes_resident())
+
+    with pytest.warns(UserWarning, match="given other memory in mid-stream"):
+        assert read_all() == 0
+    assert streamed == sums
+
+
+def test_replacing_every_tensor_keeps_the_mapping_until_the_end(
+    large_checkpoint: Path,
+) -> None:
+    state_dict = load_mapped(large_checkpoint)
+    expected = {key: val.half() for key, val in state_dict.items()}
+    for obj, key, val in stream(state_dict, 4):
+        obj[key] = val.half()
+        del val
+    assert all(torch.equal(state_dict[key], expected[key]) for key in expected)
+    assert str(large_checkpoint) not in Path("/proc/self/maps").read_text()
+
+
 def test_what_is_read_after_a_release_is_told(large_checkpoint: Path) -> None:
     state_dict = load_mapped(large_checkpoint)
     items = stream(state_dict, 4)

@@ -284,6 +284,11 @@ def test_a_stream_cannot_be_copied(duplicate: Any) -> None:
         duplicate(items)
 
 
+def test_a_stream_is_made_by_stream() -> None:
+    with pytest.raises(TypeError, match=r"^a Stream is made by stream\(\)$"):
+        Stream([])
+
+
 def test_stats(large_checkpoint: Path) -> None:
     state_dict = load_mapped(large_checkpoint)
     state_dict["w3"][0, 0] = 1.0

@@ -18,6 +18,7 @@ DictSource::DictSource(const c10::Dict<std::string, at::Tensor>& tensors) {
   for (const size_t index : stream_order(memory)) {
     entries_.push_back(std::move(given[index]));
     spans_.push_back(memory[index].span);
+    holders_.add(entries_.back().second, spans_.back());
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Dict.h>
 
+#include "ops/storage_holders.h"
 #include "ops/tensor_source.h"
 
 namespace ckpt_streamer::ops {
@@ -21,11 +22,15 @@ class DictSource final : public TensorSource {
   [[nodiscard]] at::Tensor tensor(size_t index) override {
     return entries_[index].second;
   }
+  [[nodiscard]] std::vector<ByteRange> take_moved() override {
+    return holders_.take_moved();
+  }
   void check_readable() const override {}
 
  private:
   std::vector<std::pair<std::string, at::Tensor>> entries_;
   std::vector<ByteRange> spans_;
+  StorageHolders holders_;
 };
 
 }  // namespace ckpt_streamer::ops

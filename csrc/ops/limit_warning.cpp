@@ -24,4 +24,17 @@ void warn_if_limit_not_held(
       " bytes is not held");
 }
 
+void disown_moved(
+    stream::WindowStreamer& streamer,
+    std::span<const ByteRange> moved) {
+  for (const ByteRange& range : moved) {
+    streamer.disown(range);
+    TORCH_WARN(
+        "ckpt_streamer: a tensor was given other memory in mid-stream, as "
+        "share_memory_() does; the file pages of ",
+        range.size_bytes(),
+        " bytes of tensors that lay beside it are no longer bounded");
+  }
+}
+
 }  // namespace ckpt_streamer::ops

@@ -40,6 +40,9 @@ TORCH_LIBRARY(ckpt_streamer, library) {
           .def("peak_bytes_resident", &StreamHandle::peak_bytes_resident);
   refuse_pickling(stream_handle);
 
+  auto lot = library.class_<Lot>("_Lot");
+  refuse_pickling(lot);
+
   auto window_handle = library.class_<WindowHandle>("_WindowHandle")
                            .def("add", &WindowHandle::add)
                            .def("plan", &WindowHandle::plan)

@@ -7,6 +7,7 @@
 #include "ops/errors.h"
 #include "ops/file_source.h"
 #include "ops/limit_warning.h"
+#include "ops/other_writers.h"
 
 namespace ckpt_streamer::ops {
 
@@ -14,7 +15,14 @@ StreamHandle::StreamHandle(
     std::unique_ptr<TensorSource> source,
     int64_t memory_limit_bytes)
     : source_(std::move(source)),
-      streamer_(source_->spans(), checked_limit(memory_limit_bytes)) {}
+      streamer_(
+          source_->spans(),
+          checked_limit(memory_limit_bytes),
+          OtherWriters()) {}
+
+StreamHandle::~StreamHandle() {
+  disown_moved(streamer_, source_->take_moved());
+}
 
 bool StreamHandle::has_next() {
   const std::lock_guard lock(mutex_);
@@ -35,10 +43,10 @@ std::tuple<std::string, at::Tensor> StreamHandle::next() {
   return with_torch_errors([&] {
     const std::vector<size_t>& ends = streamer_.window_ends();
     if (window_ == 0 || position_ == ends[window_ - 1]) {
-      source_->check_readable();
-      streamer_.enter(window_);
+      enter(window_);
       ++window_;
-      warn_if_not_held();
+    } else if (was_released_) {
+      enter(window_ - 1);
     }
     std::tuple<std::string, at::Tensor> result(
         source_->name(position_),
@@ -46,6 +54,18 @@ std::tuple<std::string, at::Tensor> StreamHandle::next() {
     ++position_;
     return result;
   });
+}
+
+stream::WindowStreamer& StreamHandle::checked_streamer() {
+  disown_moved(streamer_, source_->take_moved());
+  return streamer_;
+}
+
+void StreamHandle::enter(size_t window) {
+  source_->check_readable();
+  checked_streamer().enter(window);
+  was_released_ = false;
+  warn_if_not_held();
 }
 
 void StreamHandle::release() {
@@ -76,17 +96,18 @@ int64_t StreamHandle::bytes_evicted() {
 
 int64_t StreamHandle::bytes_resident() {
   const std::lock_guard lock(mutex_);
-  return static_cast<int64_t>(streamer_.resident_bytes());
+  return static_cast<int64_t>(checked_streamer().resident_bytes());
 }
 
 int64_t StreamHandle::peak_bytes_resident() {
   const std::lock_guard lock(mutex_);
-  (void)streamer_.resident_bytes();  // may be a new peak
+  (void)checked_streamer().resident_bytes();  // may be a new peak
   return static_cast<int64_t>(streamer_.figures().peak_resident_bytes);
 }
 
 void StreamHandle::release_locked() {
-  streamer_.release();
+  checked_streamer().release();
+  was_released_ = true;
   warn_if_not_held();
 }
 

@@ -28,6 +28,7 @@ class StreamHandle final : public torch::CustomClassHolder {
   StreamHandle(
       std::unique_ptr<TensorSource> source,
       int64_t memory_limit_bytes);
+  ~StreamHandle() override;
 
   // Whether next() has another tensor. Once it has none, the pages of the last
   // window go back.
@@ -61,6 +62,8 @@ class StreamHandle final : public torch::CustomClassHolder {
   int64_t peak_bytes_resident();
 
  private:
+  stream::WindowStreamer& checked_streamer();
+  void enter(size_t window);
   void release_locked();
   void warn_if_not_held();
 
@@ -69,7 +72,8 @@ class StreamHandle final : public torch::CustomClassHolder {
   // After source_: releases its pages while the source still holds them.
   stream::WindowStreamer streamer_;
   size_t position_ = 0;
-  size_t window_ = 0;  // the next one to enter
+  size_t window_ = 0;          // the next one to enter
+  bool was_released_ = false;  // since the last one was entered
   bool warned_ = false;
 };
 

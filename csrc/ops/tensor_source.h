@@ -27,6 +27,12 @@ class TensorSource {
   [[nodiscard]] virtual std::string name(size_t index) const = 0;
   [[nodiscard]] virtual at::Tensor tensor(size_t index) = 0;
 
+  // Addresses of spans whose tensors have been given other memory since the
+  // last call: what is there now is not known.
+  [[nodiscard]] virtual std::vector<ByteRange> take_moved() {
+    return {};
+  }
+
   // Called before the tensors of a window are handed out.
   // THROWS: CheckpointError when they can no longer be read.
   virtual void check_readable() const = 0;

@@ -8,6 +8,7 @@
 
 #include "ops/errors.h"
 #include "ops/limit_warning.h"
+#include "ops/other_writers.h"
 #include "ops/tensor_memory.h"
 
 namespace ckpt_streamer::ops {
@@ -22,22 +23,23 @@ at::Tensor int64_tensor(size_t size) {
 WindowHandle::WindowHandle(int64_t memory_limit_bytes)
     : memory_limit_bytes_(checked_limit(memory_limit_bytes)) {}
 
-void WindowHandle::add(const std::vector<at::Tensor>& tensors) {
+WindowHandle::~WindowHandle() {
+  if (streamer_ != nullptr) {
+    disown_moved(*streamer_, holders_.take_moved());
+  }
+}
+
+c10::intrusive_ptr<Lot> WindowHandle::add(c10::List<at::Tensor> tensors) {
   const std::lock_guard lock(mutex_);
   TORCH_CHECK(!is_planned_, "the windows are planned already");
-  for (const at::Tensor& tensor : tensors) {
+  auto lot = c10::make_intrusive<Lot>(std::move(tensors));
+  const c10::List<at::Tensor>& given = lot->tensors;
+  for (size_t i = 0; i < given.size(); ++i) {
+    const at::Tensor& tensor = given[i];
     memory_.push_back(memory_of(tensor));
-    if (memory_.back().span.empty()) {
-      continue;
-    }
-    if (tensor.layout() == at::kStrided) {
-      storages_.push_back(tensor.unsafeGetTensorImpl()->unsafe_storage());
-    } else {
-      for (const at::Tensor& component : sparse_components(tensor)) {
-        storages_.push_back(component.storage());
-      }
-    }
+    holders_.add(tensor, memory_.back().span);
   }
+  return lot;
 }
 
 void WindowHandle::plan() {
@@ -53,18 +55,15 @@ void WindowHandle::plan() {
     }
     streamer_ = std::make_unique<stream::WindowStreamer>(
         std::move(spans),
-        memory_limit_bytes_);
+        memory_limit_bytes_,
+        OtherWriters());
     if (!std::is_sorted(order.begin(), order.end())) {
       order_.assign(order.begin(), order.end());
     }
   });
   memory_ = {};
-  std::erase_if(storages_, [&](const c10::Storage& storage) {
-    return !streamer_->owns(
-        reinterpret_cast<uint64_t>(storage.unsafeGetStorageImpl()
-                                       ->_mutable_data_ptr_no_checks()
-                                       .get()));
-  });
+  holders_.keep_if(
+      [&](const ByteRange& hull) { return streamer_->owns_part_of(hull); });
 }
 
 at::Tensor WindowHandle::order() const {
@@ -93,6 +92,7 @@ void WindowHandle::check_open() const {
 
 stream::WindowStreamer& WindowHandle::open_streamer() {
   check_open();
+  disown_moved(*streamer_, holders_.take_moved());
   return *streamer_;
 }
 
@@ -126,20 +126,22 @@ void WindowHandle::admit(int64_t position) {
 void WindowHandle::release() {
   const std::lock_guard lock(mutex_);
   if (streamer_ != nullptr) {
-    streamer_->release();
+    open_streamer().release();
     warn_if_limit_not_held(streamer_->figures(), warned_);
   }
 }
 
 void WindowHandle::close(int64_t yielded_count) {
+  // Dies after the lock: a storage's deleter may be anybody's code.
+  StorageHolders released;
   const std::lock_guard lock(mutex_);
   if (streamer_ != nullptr) {
-    streamer_->release();
+    open_streamer().release();
     warn_if_limit_not_held(streamer_->figures(), warned_);
     closed_figures_ = streamer_->figures();
     closed_streamed_bytes_ = streamed_bytes(yielded_count);
     streamer_.reset();
-    storages_.clear();
+    std::swap(released, holders_);
   }
 }
 
@@ -155,6 +157,9 @@ uint64_t WindowHandle::streamed_bytes(int64_t yielded_count) const {
 
 c10::Dict<std::string, int64_t> WindowHandle::figures(int64_t yielded_count) {
   const std::lock_guard lock(mutex_);
+  if (streamer_ != nullptr) {
+    disown_moved(*streamer_, holders_.take_moved());
+  }
   // Counting may raise the peak, so it comes first.
   const uint64_t resident_bytes = streamer_ ? streamer_->resident_bytes() : 0;
   const uint64_t written_bytes = streamer_ ? streamer_->written_bytes() : 0;

@@ -7,30 +7,42 @@
 // threads; each call is atomic.
 #pragma once
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
-#include <c10/core/Storage.h>
 #include <torch/custom_class.h>
 
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "ops/storage_holders.h"
 #include "ops/tensor_memory.h"
 #include "stream/window_streamer.h"
 
 namespace ckpt_streamer::ops {
 
+// Tensors that WindowHandle::add() was given. The last reference to a tensor
+// that Python knows as well is best dropped by Python, which holds its lock
+// then: dropped in here, each tensor would take it and give it back.
+struct Lot final : torch::CustomClassHolder {
+  explicit Lot(c10::List<at::Tensor> given) : tensors(std::move(given)) {}
+
+  c10::List<at::Tensor> tensors;
+};
+
 class WindowHandle final : public torch::CustomClassHolder {
  public:
   explicit WindowHandle(int64_t memory_limit_bytes);
+  ~WindowHandle() override;
 
   // Adds tensors to the stream; c10::Error after plan(). Many are best added in
   // lots that fit the processor's caches: a tensor is looked at several times.
-  // Holds their storages until plan(), and from then on those of file-backed
-  // ones, so that no address it knows can come to mean other memory.
-  void add(const std::vector<at::Tensor>& tensors);
+  // Holds what keeps their memory mapped, until plan(); from then on, of
+  // file-backed ones only. The result is for dropping.
+  c10::intrusive_ptr<Lot> add(c10::List<at::Tensor> tensors);
 
   // Sorts them and cuts them into windows, once.
   void plan();
@@ -69,9 +81,9 @@ class WindowHandle final : public torch::CustomClassHolder {
   const uint64_t memory_limit_bytes_;
   // Of the tensors as they were added.
   std::vector<TensorMemory> memory_;
-  std::vector<c10::Storage> storages_;
+  StorageHolders holders_;
   std::vector<int64_t> order_;
-  // After storages_: its destructor drops pages that they keep mapped.
+  // After holders_: its destructor drops pages that they keep mapped.
   std::unique_ptr<stream::WindowStreamer> streamer_;
   stream::StreamFigures closed_figures_;
   uint64_t closed_streamed_bytes_ = 0;

@@ -10,7 +10,8 @@
 //
 // Platform table:
 //                    Linux                               macOS
-//   evictable        /proc/self/maps                     mach_vm_region
+//   evictable        PROCMAP_QUERY (6.11), or            mach_vm_region
+//                    /proc/self/maps
 //   drop resident    PAGEMAP_SCAN (6.7) or pagemap,      madvise(DONTNEED): a
 //                    then MADV_DONTNEED, or mremap       hint, never lossy
 //                    (5.13) and munmap: exact
@@ -45,11 +46,6 @@ namespace ckpt_streamer::os {
 // pages. Without large folios, fault-around still maps 64 KiB.
 [[nodiscard]] uint64_t fault_extent_bytes() noexcept;
 
-// The private file mappings of this process, ascending and disjoint, whole
-// pages. Cost: one read of the process's mapping table.
-// THROWS: CheckpointError Io when the table cannot be read.
-[[nodiscard]] std::vector<ByteRange> private_file_mappings();
-
 // How the page cache and the page tables hold a mapping's file pages from now
 // on. The advice stays on the mapping; no contents change. Refusals are
 // ignored: where files have no huge pages, both are the same.
@@ -61,6 +57,21 @@ void advise_huge_pages(
     std::span<const ByteRange> mappings,
     HugePages huge_pages) noexcept;
 
+// How the process's page tables and mappings are read.
+enum class ScanMethod {
+  kBest,     // PAGEMAP_SCAN (6.7) and PROCMAP_QUERY (6.11), else as below
+  kPagemap,  // pagemap and the text of maps, as on kernels before those
+  kNone,     // as where /proc/self/pagemap cannot be opened; maps as kPagemap
+};
+
+// The private file mappings of this process that overlap `within`, whole,
+// ascending and disjoint. Cost: a system call for each; on older kernels, one
+// read of the process's mapping table, a millisecond.
+// THROWS: CheckpointError Io when the table cannot be read.
+[[nodiscard]] std::vector<ByteRange> private_file_mappings(
+    const ByteRange& within,
+    ScanMethod method = ScanMethod::kBest);
+
 // Asks the kernel to read these file pages ahead. Failures are ignored.
 void prefetch(const ByteRange& addresses) noexcept;
 
@@ -68,13 +79,6 @@ void prefetch(const ByteRange& addresses) noexcept;
 // dirty or mapped by any process stay. Only pages fully inside are dropped.
 // Returns 0 or an errno.
 int drop_cached(const File& file, const ByteRange& file_range) noexcept;
-
-// How the process's page tables are read.
-enum class ScanMethod {
-  kBest,     // PAGEMAP_SCAN, else pagemap
-  kPagemap,  // as on kernels before 6.7
-  kNone,     // as where /proc/self/pagemap cannot be opened
-};
 
 // Whether other threads may write to the pages while they are dropped. The look
 // at a page and its drop are two system calls, some 50 microseconds apart for
@@ -109,7 +113,6 @@ class Residency {
   // Drops every page that is a clean, resident page of a file and lies fully
   // inside one of the ranges, then looks again: what could not be dropped is in
   // remaining_bytes. Written pages, anonymous pages and holes stay as they are.
-  // In a process of one thread, as OtherWriters::kNone.
   //
   // REQUIRES: the ranges lie in private file mappings, whole pages.
   DropResult drop_resident(
@@ -152,7 +155,6 @@ class Residency {
   int move_and_discard(const ByteRange& run, bool may_be_locked) noexcept;
 
   ScanMethod method_;
-  bool move_works_ = true;
   bool fast_scan_works_ = true;
   int descriptor_ = -1;
   int64_t owner_process_ = 0;

@@ -55,6 +55,29 @@ constexpr uint64_t kPageIsFile = uint64_t{1} << 2;
 constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
 constexpr uint64_t kPageIsSwapped = uint64_t{1} << 4;
 
+// linux/fs.h, struct procmap_query (since 6.11).
+struct ProcmapQuery {
+  uint64_t size;
+  uint64_t query_flags;
+  uint64_t query_addr;
+  uint64_t vma_start;
+  uint64_t vma_end;
+  uint64_t vma_flags;
+  uint64_t vma_page_size;
+  uint64_t vma_offset;
+  uint64_t inode;
+  uint32_t dev_major;
+  uint32_t dev_minor;
+  uint32_t vma_name_size;
+  uint32_t build_id_size;
+  uint64_t vma_name_addr;
+  uint64_t build_id_addr;
+};
+constexpr unsigned long kProcmapQuery = _IOWR('f', 17, ProcmapQuery);
+constexpr uint64_t kVmaIsShared = 0x08;
+constexpr uint64_t kCoveringOrNextVma = 0x10;
+constexpr uint64_t kFileBackedVma = 0x20;
+
 // Documentation/admin-guide/mm/pagemap.rst, the bits of one entry.
 constexpr uint64_t kEntryPresent = uint64_t{1} << 63;
 constexpr uint64_t kEntrySwapped = uint64_t{1} << 62;
@@ -71,17 +94,11 @@ int advise(const ByteRange& range, int advice) noexcept {
              : errno;
 }
 
-// What /proc/self/status says of the whole process.
-struct ProcessState {
-  uint64_t thread_count = 2;
-  bool has_locked_memory = true;
-};
-
-ProcessState process_state() noexcept {
-  ProcessState state;  // the cautious answer where it cannot be read
+// Whether any memory of this process is locked; yes where that cannot be read.
+bool has_locked_memory() noexcept {
   const int descriptor = ::open("/proc/self/status", O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) {
-    return state;
+    return true;
   }
   std::array<char, 4096> buffer;
   const ssize_t count = ::read(descriptor, buffer.data(), buffer.size());
@@ -89,21 +106,40 @@ ProcessState process_state() noexcept {
   const std::string_view text(
       buffer.data(),
       static_cast<size_t>(std::max<ssize_t>(count, 0)));
-  const auto value_of = [&](std::string_view name, uint64_t otherwise) {
-    size_t at = text.find(name);
-    if (at == std::string_view::npos) {
-      return otherwise;
-    }
-    at = text.find_first_not_of(" \t", at + name.size());
-    uint64_t value = otherwise;
-    if (at != std::string_view::npos) {
-      std::from_chars(text.data() + at, text.data() + text.size(), value);
-    }
-    return value;
-  };
-  state.thread_count = value_of("\nThreads:", 2);
-  state.has_locked_memory = value_of("\nVmLck:", 1) != 0;
-  return state;
+  constexpr std::string_view kName = "\nVmLck:";
+  size_t at = text.find(kName);
+  if (at != std::string_view::npos) {
+    at = text.find_first_not_of(" \t", at + kName.size());
+  }
+  uint64_t kilobytes = 1;
+  if (at != std::string_view::npos) {
+    std::from_chars(text.data() + at, text.data() + text.size(), kilobytes);
+  }
+  return kilobytes != 0;
+}
+
+// Whether mremap(MREMAP_DONTUNMAP) takes file mappings: since 5.13. Tried on
+// one of this process's own.
+bool file_mappings_can_move() noexcept {
+  const int descriptor = ::open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) {
+    return false;
+  }
+  const uint64_t size = page_size_bytes();
+  void* const page =
+      ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+  ::close(descriptor);
+  if (page == MAP_FAILED) {
+    return false;
+  }
+  void* const moved =
+      ::mremap(page, size, size, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr);
+  ::munmap(page, size);
+  if (moved == MAP_FAILED) {
+    return false;
+  }
+  ::munmap(moved, size);
+  return true;
 }
 
 // Brings a page that another thread wrote to on its way out back to where it
@@ -167,6 +203,83 @@ void append_if_private_file(
   }
 }
 
+constexpr char kMapsPath[] = "/proc/self/maps";
+
+class Descriptor {
+ public:
+  explicit Descriptor(int value) noexcept : value_(value) {}
+  ~Descriptor() {
+    if (value_ >= 0) {
+      ::close(value_);
+    }
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  [[nodiscard]] int value() const noexcept {
+    return value_;
+  }
+
+ private:
+  int value_;
+};
+
+std::string read_maps(int descriptor) {
+  std::string text;
+  std::array<char, 65536> buffer{};
+  for (;;) {
+    const ssize_t count = ::read(descriptor, buffer.data(), buffer.size());
+    if (count < 0 && errno == EINTR) {
+      continue;
+    }
+    if (count < 0) {
+      throw_errno(kMapsPath, "read", errno);
+    }
+    if (count == 0) {
+      return text;
+    }
+    text.append(buffer.data(), static_cast<size_t>(count));
+  }
+}
+
+std::vector<ByteRange> parse_private_files(std::string_view maps) {
+  std::vector<ByteRange> mappings;
+  while (!maps.empty()) {
+    const size_t line_end = std::min(maps.find('\n'), maps.size());
+    append_if_private_file(maps.substr(0, line_end), mappings);
+    maps.remove_prefix(std::min(line_end + 1, maps.size()));
+  }
+  return mappings;
+}
+
+// False where the kernel has no such query.
+bool query_private_files(
+    int maps_descriptor,
+    const ByteRange& within,
+    std::vector<ByteRange>& mappings) {
+  uint64_t cursor = within.begin;
+  while (cursor < within.end) {
+    ProcmapQuery query{};
+    query.size = sizeof(query);
+    query.query_flags = kCoveringOrNextVma | kFileBackedVma;
+    query.query_addr = cursor;
+    if (::ioctl(maps_descriptor, kProcmapQuery, &query) != 0) {
+      if (errno == ENOENT) {  // there is no further one
+        return true;
+      }
+      mappings.clear();
+      return false;
+    }
+    if (query.vma_start >= within.end) {
+      return true;
+    }
+    if ((query.vma_flags & kVmaIsShared) == 0 && query.inode != 0) {
+      mappings.push_back({query.vma_start, query.vma_end});
+    }
+    cursor = query.vma_end;
+  }
+  return true;
+}
+
 }  // namespace
 
 uint64_t page_size_bytes() noexcept {
@@ -184,37 +297,25 @@ uint64_t fault_extent_bytes() noexcept {
   return value;
 }
 
-std::vector<ByteRange> private_file_mappings() {
-  const char* const path = "/proc/self/maps";
-  const int descriptor = ::open(path, O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) {
-    throw_errno(path, "open", errno);
+std::vector<ByteRange> private_file_mappings(
+    const ByteRange& within,
+    ScanMethod method) {
+  if (within.empty()) {
+    return {};
+  }
+  const Descriptor maps(::open(kMapsPath, O_RDONLY | O_CLOEXEC));
+  if (maps.value() < 0) {
+    throw_errno(kMapsPath, "open", errno);
   }
   std::vector<ByteRange> mappings;
-  std::string text;
-  std::array<char, 65536> buffer{};
-  for (;;) {
-    const ssize_t count = ::read(descriptor, buffer.data(), buffer.size());
-    if (count < 0 && errno == EINTR) {
-      continue;
-    }
-    if (count < 0) {
-      const int error_number = errno;
-      ::close(descriptor);
-      throw_errno(path, "read", error_number);
-    }
-    if (count == 0) {
-      break;
-    }
-    text.append(buffer.data(), static_cast<size_t>(count));
+  if (method == ScanMethod::kBest &&
+      query_private_files(maps.value(), within, mappings)) {
+    return mappings;
   }
-  ::close(descriptor);
-  std::string_view rest = text;
-  while (!rest.empty()) {
-    const size_t line_end = std::min(rest.find('\n'), rest.size());
-    append_if_private_file(rest.substr(0, line_end), mappings);
-    rest.remove_prefix(std::min(line_end + 1, rest.size()));
-  }
+  mappings = parse_private_files(read_maps(maps.value()));
+  std::erase_if(mappings, [&](const ByteRange& mapping) {
+    return intersect(mapping, within).empty();
+  });
   return mappings;
 }
 
@@ -363,7 +464,8 @@ int Residency::discard(const ByteRange& run) noexcept {
 int Residency::move_and_discard(
     const ByteRange& run,
     bool may_be_locked) noexcept {
-  if (!move_works_) {
+  static const bool works = file_mappings_can_move();
+  if (!works) {
     return discard(run);
   }
   // A part of a locked mapping that moves unlocks the rest of it. MADV_COLD
@@ -386,12 +488,17 @@ int Residency::move_and_discard(
       MREMAP_MAYMOVE | MREMAP_DONTUNMAP,
       nullptr);
   if (moved == MAP_FAILED) {
-    if (errno != EINVAL) {
-      return errno;
+    const int error_number = errno;
+    // EFAULT: the run has come to lie in several mappings, as where a part was
+    // given other flags. ENOMEM: no room for it at once.
+    const uint64_t half = run.size_bytes() / 2 / page_size_bytes();
+    if ((error_number != EFAULT && error_number != ENOMEM) || half == 0) {
+      return error_number;
     }
-    // Before 5.13 for anonymous memory only.
-    move_works_ = false;
-    return discard(run);
+    const uint64_t middle = run.begin + half * page_size_bytes();
+    const int first = move_and_discard({run.begin, middle}, may_be_locked);
+    const int second = move_and_discard({middle, run.end}, may_be_locked);
+    return first != 0 ? first : second;
   }
   const auto begin = reinterpret_cast<uint64_t>(moved);
   const ByteRange range = {begin, begin + run.size_bytes()};
@@ -417,14 +524,8 @@ DropResult Residency::drop_resident(
     std::span<const ByteRange> ranges,
     OtherWriters other_writers) noexcept {
   DropResult result;
-  bool may_be_locked = false;
-  if (other_writers == OtherWriters::kPossible && !ranges.empty()) {
-    const ProcessState process = process_state();
-    may_be_locked = process.has_locked_memory;
-    if (process.thread_count == 1) {
-      other_writers = OtherWriters::kNone;
-    }
-  }
+  const bool may_be_locked = other_writers == OtherWriters::kPossible &&
+                             !ranges.empty() && has_locked_memory();
   for (const ByteRange& range : ranges) {
     uint64_t found_bytes = 0;
     const auto drop = [&](const ByteRange& run) {

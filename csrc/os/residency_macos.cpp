@@ -39,10 +39,12 @@ uint64_t fault_extent_bytes() noexcept {
   return std::max<uint64_t>(65536, page_size_bytes());
 }
 
-std::vector<ByteRange> private_file_mappings() {
+std::vector<ByteRange> private_file_mappings(
+    const ByteRange& within,
+    ScanMethod) {
   std::vector<ByteRange> mappings;
-  mach_vm_address_t address = 0;
-  for (;;) {
+  mach_vm_address_t address = within.begin;
+  while (address < within.end) {
     mach_vm_size_t size = 0;
     vm_region_extended_info_data_t info = {};
     mach_msg_type_number_t count = VM_REGION_EXTENDED_INFO_COUNT;
@@ -67,12 +69,13 @@ std::vector<ByteRange> private_file_mappings() {
     }
     // external_pager: the region's memory object is a file. A private mapping
     // of one is copy-on-write.
-    if (info.external_pager != 0 &&
+    if (info.external_pager != 0 && address < within.end &&
         (info.share_mode == SM_COW || info.share_mode == SM_PRIVATE)) {
       mappings.push_back({address, address + size});
     }
     address += size;
   }
+  return mappings;
 }
 
 void advise_huge_pages(std::span<const ByteRange>, HugePages) noexcept {}

@@ -2,27 +2,60 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
+#include <span>
 #include <utility>
 
 namespace ckpt_streamer::stream {
 namespace {
 
+// In disjoint, ascending ranges.
+std::vector<ByteRange>::const_iterator first_ending_behind(
+    const std::vector<ByteRange>& ranges,
+    uint64_t address) {
+  return std::upper_bound(
+      ranges.begin(),
+      ranges.end(),
+      address,
+      [](uint64_t at, const ByteRange& range) { return at < range.end; });
+}
+
+uint64_t total_bytes(std::span<const ByteRange> ranges) {
+  return std::accumulate(
+      ranges.begin(),
+      ranges.end(),
+      uint64_t{0},
+      [](uint64_t sum, const ByteRange& range) {
+        return sum + range.size_bytes();
+      });
+}
+
+ByteRange hull_of(std::span<const ByteRange> ranges) {
+  ByteRange hull;
+  for (const ByteRange& range : ranges) {
+    if (hull.empty()) {
+      hull = range;
+    } else if (!range.empty()) {
+      hull.begin = std::min(hull.begin, range.begin);
+      hull.end = std::max(hull.end, range.end);
+    }
+  }
+  return hull;
+}
+
 // Empties the spans that do not lie wholly in private file mappings and returns
 // the mappings that back the others, ascending.
-std::vector<ByteRange> keep_file_backed(std::vector<ByteRange>& spans) {
-  const std::vector<ByteRange> mappings = os::private_file_mappings();
+std::vector<ByteRange> keep_file_backed(
+    std::vector<ByteRange>& spans,
+    os::ScanMethod scan_method) {
+  const std::vector<ByteRange> mappings =
+      os::private_file_mappings(hull_of(spans), scan_method);
   std::vector<bool> is_owned(mappings.size(), false);
   for (ByteRange& span : spans) {
     if (span.empty()) {
       continue;
     }
-    const auto first = std::upper_bound(
-        mappings.begin(),
-        mappings.end(),
-        span.begin,
-        [](uint64_t address, const ByteRange& mapping) {
-          return address < mapping.end;
-        });
+    const auto first = first_ending_behind(mappings, span.begin);
     // One file's mapping shows up as several where parts of it were given
     // other flags.
     auto last = first;
@@ -104,6 +137,7 @@ std::vector<ByteRange> in_fault_blocks(std::span<const ByteRange> ranges) {
 WindowStreamer::WindowStreamer(
     std::vector<ByteRange> spans,
     uint64_t memory_limit_bytes,
+    WriterCheck other_writers,
     os::ScanMethod scan_method)
     : spans_(std::move(spans)),
       covered_bytes_(covered_prefixes(spans_)),
@@ -114,50 +148,62 @@ WindowStreamer::WindowStreamer(
               os::page_size_bytes(),
               os::fault_extent_bytes())),
       window_ends_(plan::plan_windows(spans_, rules_)),
-      owned_mappings_(keep_file_backed(spans_)),
+      other_writers_(std::move(other_writers)),
+      owned_mappings_(keep_file_backed(spans_, scan_method)),
       residency_(scan_method),
       live_(rules_) {
   os::advise_huge_pages(
       owned_mappings_,
       rules_.pins_edges() ? os::HugePages::kAvoid : os::HugePages::kPrefer);
-  for (const ByteRange& extent : in_fault_blocks(spans_)) {
-    append_owned(extent, all_extents_);
-  }
+  find_all_extents();
   figures_.memory_limit_bytes = memory_limit_bytes;
 }
 
 WindowStreamer::~WindowStreamer() {
   if (was_live_) {
-    release();
+    release_with(os::OtherWriters::kPossible);
   }
 }
 
-bool WindowStreamer::owns(uint64_t address) const noexcept {
-  const auto mapping = std::upper_bound(
-      owned_mappings_.begin(),
-      owned_mappings_.end(),
-      address,
-      [](uint64_t at, const ByteRange& range) { return at < range.end; });
-  return mapping != owned_mappings_.end() && mapping->begin <= address;
+bool WindowStreamer::owns_part_of(const ByteRange& range) const noexcept {
+  const auto mapping = first_ending_behind(owned_mappings_, range.begin);
+  return mapping != owned_mappings_.end() && mapping->begin < range.end;
+}
+
+void WindowStreamer::disown(const ByteRange& range) {
+  std::erase_if(owned_mappings_, [&](const ByteRange& mapping) {
+    return !intersect(mapping, range).empty();
+  });
+  find_all_extents();
+}
+
+void WindowStreamer::find_all_extents() {
+  all_extents_.clear();
+  for (const ByteRange& extent : in_fault_blocks(spans_)) {
+    append_owned(extent, all_extents_);
+  }
+  all_extents_bytes_ = total_bytes(all_extents_);
 }
 
 void WindowStreamer::append_owned(
     const ByteRange& range,
     std::vector<ByteRange>& ranges) const {
-  for (const ByteRange& mapping : owned_mappings_) {
-    const ByteRange part = intersect(range, mapping);
-    if (!part.empty()) {
-      ranges.push_back(part);
-    }
+  auto mapping = first_ending_behind(owned_mappings_, range.begin);
+  for (; mapping != owned_mappings_.end() && mapping->begin < range.end;
+       ++mapping) {
+    ranges.push_back(intersect(range, *mapping));
   }
 }
 
 void WindowStreamer::record(
     const os::DropResult& result,
     uint64_t kept_bytes) noexcept {
-  figures_.peak_resident_bytes = std::max(
-      figures_.peak_resident_bytes,
+  // Of what could not be dropped before, some may be found again.
+  const uint64_t resident_bytes = std::min(
+      all_extents_bytes_,
       figures_.undropped_bytes + result.found_bytes + kept_bytes);
+  figures_.peak_resident_bytes =
+      std::max(figures_.peak_resident_bytes, resident_bytes);
   figures_.evicted_bytes +=
       result.found_bytes - std::min(result.found_bytes, result.remaining_bytes);
   if (result.remaining_bytes > 0) {
@@ -170,7 +216,8 @@ void WindowStreamer::begin_if_idle() {
     // What is resident from before the stream would come on top of it. Not
     // recorded as a peak: it was not the stream that made it resident. What was
     // read since a release is.
-    const os::DropResult result = residency_.drop_resident(all_extents_);
+    const os::DropResult result =
+        residency_.drop_resident(all_extents_, other_writers_());
     if (was_live_) {
       record(result, 0);
     }
@@ -197,7 +244,8 @@ void WindowStreamer::drop_live(const ByteRange& next) {
   }
   live_.clear();
   const uint64_t kept_bytes = residency_.count_resident(kept_ranges);
-  const os::DropResult result = residency_.drop_resident(ranges);
+  const os::DropResult result =
+      residency_.drop_resident(ranges, other_writers_());
   record(result, kept_bytes);
   figures_.undropped_bytes += result.remaining_bytes;
 }
@@ -251,7 +299,11 @@ void WindowStreamer::pin_edges(const ByteRange& extent) {
       round_outward({extent.end - 1, extent.end}, block_bytes);
   const std::vector<ByteRange> live = live_.extents();
   for (const ByteRange& block : {first_block, last_block}) {
-    residency_.populate(intersect(extent, block));
+    std::vector<ByteRange> inner;
+    append_owned(intersect(extent, block), inner);
+    for (const ByteRange& range : inner) {
+      residency_.populate(range);
+    }
     std::vector<ByteRange> outside;
     uint64_t cursor = block.begin;
     for (const ByteRange& kept : live) {
@@ -262,13 +314,21 @@ void WindowStreamer::pin_edges(const ByteRange& extent) {
       }
     }
     append_owned({cursor, block.end}, outside);
-    residency_.drop_resident(outside);
+    const os::DropResult result =
+        residency_.drop_resident(outside, other_writers_());
+    record(result, 0);
+    figures_.undropped_bytes += result.remaining_bytes;
   }
 }
 
-void WindowStreamer::release() noexcept {
+void WindowStreamer::release() {
+  release_with(other_writers_());
+}
+
+void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
   figures_.undropped_bytes = 0;  // all of it is looked at again
-  const os::DropResult result = residency_.drop_resident(all_extents_);
+  const os::DropResult result =
+      residency_.drop_resident(all_extents_, other_writers);
   record(result, 0);
   figures_.undropped_bytes = result.remaining_bytes;
   live_.clear();

@@ -23,6 +23,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "base/byte_range.h"
@@ -44,6 +45,14 @@ struct StreamFigures {
   int drop_error = 0;
 };
 
+// Whether threads that the caller does not know to be at rest may write to the
+// tensors now; asked once for each drop.
+using WriterCheck = std::function<os::OtherWriters()>;
+
+[[nodiscard]] inline os::OtherWriters always_possible() noexcept {
+  return os::OtherWriters::kPossible;
+}
+
 class WindowStreamer {
  public:
   // `spans`: for each tensor of the stream, in the order of the stream, the
@@ -53,7 +62,9 @@ class WindowStreamer {
   WindowStreamer(
       std::vector<ByteRange> spans,
       uint64_t memory_limit_bytes,
+      WriterCheck other_writers = always_possible,
       os::ScanMethod scan_method = os::ScanMethod::kBest);
+  // Releases, if anything was ever live. Asks no WriterCheck.
   ~WindowStreamer();
   WindowStreamer(const WindowStreamer&) = delete;
   WindowStreamer& operator=(const WindowStreamer&) = delete;
@@ -68,8 +79,12 @@ class WindowStreamer {
     return spans_.size();
   }
 
-  // Whether the address lies in a mapping that backs one of the spans.
-  [[nodiscard]] bool owns(uint64_t address) const noexcept;
+  // Whether a part of the range lies in the mappings that back the spans.
+  [[nodiscard]] bool owns_part_of(const ByteRange& range) const noexcept;
+
+  // Never touches the mappings again that a part of the range lies in: for
+  // memory that is no longer known to stay mapped.
+  void disown(const ByteRange& range);
 
   // Makes a window the live one: drops what was live before. The first window
   // entered after construction or release also drops what was resident from
@@ -83,8 +98,9 @@ class WindowStreamer {
   void admit(size_t index);
 
   // Drops all clean pages of all spans, also those that came back since the
-  // last release.
-  void release() noexcept;
+  // last release. What is live has to be entered or admitted again before it is
+  // touched, or the limit holds to within two fault blocks only.
+  void release();
 
   // Bytes that the first `count` spans cover, shared ones once; those outside
   // file mappings count as well.
@@ -105,6 +121,7 @@ class WindowStreamer {
   [[nodiscard]] bool invariants_hold() const;
 
  private:
+  void release_with(os::OtherWriters other_writers) noexcept;
   // Drops all that is live except the pages of `next`.
   void drop_live(const ByteRange& next);
   void begin_if_idle();
@@ -115,15 +132,18 @@ class WindowStreamer {
   // The part of [range) in the mappings that back the spans.
   void append_owned(const ByteRange& range, std::vector<ByteRange>& ranges)
       const;
+  void find_all_extents();
 
   // Fixed at construction, in this order.
   std::vector<ByteRange> spans_;  // in the end, empty where nothing may go
   std::vector<uint64_t> covered_bytes_;  // [span_count() + 1], ascending
   plan::WindowRules rules_;
   std::vector<size_t> window_ends_;
+  WriterCheck other_writers_;
+  // State.
   std::vector<ByteRange> owned_mappings_;  // ascending, disjoint
   std::vector<ByteRange> all_extents_;  // of all spans, inside owned_mappings_
-  // State.
+  uint64_t all_extents_bytes_ = 0;
   os::Residency residency_;
   plan::Window live_;
   bool is_live_ = false;

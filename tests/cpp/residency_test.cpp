@@ -21,24 +21,35 @@ using ckpt_streamer::testing::TestMapping;
 constexpr uint64_t kSize = 8 << 20;
 constexpr ScanMethod kMethods[] = {ScanMethod::kBest, ScanMethod::kPagemap};
 
-bool is_listed(const ByteRange& range) {
-  const std::vector<ByteRange> mappings = private_file_mappings();
-  return std::any_of(
-      mappings.begin(),
-      mappings.end(),
-      [&](const ByteRange& mapping) {
-        return !intersect(mapping, range).empty();
-      });
-}
-
 TEST(private_file_mappings_lists_private_file_mappings_only) {
   const TemporaryFile file(kSize);
   const TestMapping is_private(file.path(), kSize, MAP_PRIVATE);
   const TestMapping is_shared(file.path(), kSize, MAP_SHARED);
   const TestMapping is_anonymous("", kSize, MAP_PRIVATE | MAP_ANONYMOUS);
-  EXPECT(is_listed(is_private.range()));
-  EXPECT(!is_listed(is_shared.range()));
-  EXPECT(!is_listed(is_anonymous.range()));
+  const ByteRange range = is_private.range();
+  for (const ScanMethod method : kMethods) {
+    const auto listed = private_file_mappings(range, method);
+    EXPECT_EQ(listed.size(), size_t{1});
+    EXPECT(listed[0].contains(range));
+    // Whole, also when only a part is asked for.
+    const ByteRange page = {range.begin + 4096, range.begin + 8192};
+    EXPECT(private_file_mappings(page, method)[0].contains(range));
+    EXPECT(private_file_mappings(is_shared.range(), method).empty());
+    EXPECT(private_file_mappings(is_anonymous.range(), method).empty());
+    EXPECT(private_file_mappings({}, method).empty());
+    const auto all = private_file_mappings(
+        {0, std::numeric_limits<uint64_t>::max()},
+        method);
+    EXPECT(all.size() > 1);
+    EXPECT(
+        std::is_sorted(
+            all.begin(),
+            all.end(),
+            [](const ByteRange& left, const ByteRange& right) {
+              return left.end <= right.begin;
+            }));
+    EXPECT(std::find(all.begin(), all.end(), listed[0]) != all.end());
+  }
 }
 
 TEST(drop_resident_drops_every_clean_page) {
@@ -119,6 +130,28 @@ TEST(drop_resident_loses_no_write_of_another_thread) {
     const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
     EXPECT_EQ(lost_writes(mapping, OtherWriters::kPossible), uint64_t{0});
   }
+}
+
+TEST(drop_resident_drops_across_parts_with_other_flags) {
+  const TemporaryFile file(kSize);
+  const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+  char* const bytes = const_cast<char*>(mapping.bytes());
+  for (uint64_t at = 3 * page_size_bytes(); at < kSize; at += kSize / 5) {
+    EXPECT_EQ(
+        ::mprotect(
+            bytes + at / page_size_bytes() * page_size_bytes(),
+            page_size_bytes(),
+            PROT_READ),
+        0);
+  }
+  mapping.touch();
+  const ByteRange range = mapping.range();
+  Residency residency;
+  const DropResult result =
+      residency.drop_resident({&range, 1}, OtherWriters::kPossible);
+  EXPECT_EQ(result.found_bytes, kSize);
+  EXPECT_EQ(result.remaining_bytes, uint64_t{0});
+  EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
 }
 
 TEST(drop_resident_touches_nothing_outside_its_ranges) {

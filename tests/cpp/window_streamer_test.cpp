@@ -63,7 +63,7 @@ TEST(the_limit_holds_for_any_tensor_below_it) {
         const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
         mapping.touch();  // resident from before the stream
         const std::vector<ByteRange> spans = cut(mapping.range(), 64, size);
-        WindowStreamer streamer(spans, limit, method);
+        WindowStreamer streamer(spans, limit, always_possible, method);
         EXPECT(peak_of(streamer, spans, mapping) <= limit);
         streamer.release();
         EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
@@ -132,8 +132,8 @@ TEST(memory_that_is_no_private_file_mapping_has_no_extents) {
       is_shared.range(),
       is_anonymous.range()};
   WindowStreamer streamer(spans, kMiB);
-  EXPECT(!streamer.owns(spans[0].begin));
-  EXPECT(!streamer.owns(spans[1].begin));
+  EXPECT(!streamer.owns_part_of(spans[0]));
+  EXPECT(!streamer.owns_part_of(spans[1]));
   streamer.enter(0);
   streamer.enter(1);
   streamer.release();
@@ -174,6 +174,29 @@ TEST(the_mapping_of_another_file_next_door_is_not_touched) {
   streamer.enter(0);
   streamer.release();
   EXPECT_EQ(whole.resident().clean_bytes, kMiB);
+}
+
+TEST(disowned_memory_is_not_touched_again) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping first(file.path(), kFileSize, MAP_PRIVATE);
+  const TestMapping second(file.path(), kFileSize, MAP_PRIVATE);
+  const std::vector<ByteRange> spans = {
+      {first.range().begin, first.range().begin + kMiB},
+      {second.range().begin, second.range().begin + kMiB}};
+  WindowStreamer streamer(spans, 4 * kMiB);
+  streamer.enter(0);
+  touch(spans[0]);
+  touch(spans[1]);
+  streamer.disown({spans[0].begin + 4096, spans[0].begin + 8192});
+  const uint64_t resident = first.resident().clean_bytes;
+  EXPECT(resident > 0);
+  EXPECT(!streamer.owns_part_of(spans[0]));
+  EXPECT(streamer.owns_part_of(spans[1]));
+  EXPECT_EQ(streamer.resident_bytes(), second.resident().clean_bytes);
+  streamer.enter(0);  // makes its edges resident, where it may
+  streamer.release();
+  EXPECT_EQ(first.resident().clean_bytes, resident);
+  EXPECT_EQ(second.resident().clean_bytes, uint64_t{0});
 }
 
 TEST(release_drops_what_came_back) {
@@ -221,7 +244,11 @@ TEST(without_page_tables_the_excess_is_told) {
   const TemporaryFile file(kFileSize);
   const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
   const std::vector<ByteRange> spans = cut(mapping.range(), 0, kMiB);
-  WindowStreamer streamer(spans, 4 * kMiB, os::ScanMethod::kNone);
+  WindowStreamer streamer(
+      spans,
+      4 * kMiB,
+      always_possible,
+      os::ScanMethod::kNone);
   peak_of(streamer, spans, mapping);
   EXPECT_EQ(mapping.resident().clean_bytes, kFileSize);
   EXPECT_EQ(streamer.figures().evicted_bytes, uint64_t{0});

@@ -1,0 +1,58 @@
+// Whether any other thread of this process can run user code at this moment.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace ckpt_streamer::os {
+
+[[nodiscard]] int64_t current_thread_id() noexcept;
+
+// Looks at the process's threads again and again, cheaply. Not thread-safe.
+//
+// Linux: /proc/self/task/TID/syscall and schedstat. macOS: never at rest.
+class ThreadCensus {
+ public:
+  // Finds the threads that run nothing but what the caller hands them (those of
+  // a parallel region), the caller included.
+  using FindWorkers = std::function<std::vector<int64_t>()>;
+
+  ThreadCensus() = default;
+  ~ThreadCensus();
+  ThreadCensus(const ThreadCensus&) = delete;
+  ThreadCensus& operator=(const ThreadCensus&) = delete;
+
+  // True if nothing but the caller can run until the caller itself does
+  // something about it: every other thread is a worker of the caller's, or
+  // waits without a time limit for a futex that only this process can wake.
+  // False if that is not known: a thread runs, sleeps, waits for input or for a
+  // lock with a time limit, or there are more than 64 threads.
+  //
+  // A signal's handler can still run, as it can in a process of one thread.
+  // `find_workers` is called only if a thread is running.
+  // Cost: about 4 system calls a thread.
+  [[nodiscard]] bool others_at_rest(const FindWorkers& find_workers) noexcept;
+
+ private:
+  struct Thread {
+    int64_t id;
+    int syscall_descriptor;
+    int schedstat_descriptor;
+    uint64_t run_count;  // how often it has been given a processor
+  };
+  enum class Activity { kRunning, kWaitsForProcess, kOther };
+
+  bool look() noexcept;
+  bool open_all();
+  void close_all() noexcept;
+  static Activity activity_of(const Thread& thread) noexcept;
+  // 0 where it cannot be read.
+  static uint64_t run_count_of(const Thread& thread) noexcept;
+
+  std::vector<Thread> threads_;  // all but the caller
+  int64_t owner_process_ = 0;
+  int64_t owner_thread_ = 0;
+};
+
+}  // namespace ckpt_streamer::os

@@ -1,0 +1,199 @@
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <string>
+#include <string_view>
+
+#include "os/threads.h"
+
+namespace ckpt_streamer::os {
+namespace {
+
+constexpr size_t kMostThreads = 64;
+constexpr char kTasks[] = "/proc/self/task";
+
+// fs/proc/base.c, proc_task_getattr(): as many links as threads, and two. 0
+// where it cannot be read.
+uint64_t thread_count() noexcept {
+  struct stat status{};
+  return ::stat(kTasks, &status) == 0 && status.st_nlink > 2
+             ? status.st_nlink - 2
+             : 0;
+}
+
+class Text {
+ public:
+  explicit Text(int descriptor) noexcept {
+    const ssize_t count =
+        ::pread(descriptor, buffer_.data(), buffer_.size(), 0);
+    rest_ = {buffer_.data(), static_cast<size_t>(std::max<ssize_t>(count, 0))};
+  }
+
+  [[nodiscard]] bool starts_with(std::string_view text) const noexcept {
+    return rest_.starts_with(text);
+  }
+
+  // The next number, decimal or after 0x hexadecimal; false if there is none.
+  bool next(uint64_t& value) noexcept {
+    rest_.remove_prefix(std::min(rest_.find_first_not_of(' '), rest_.size()));
+    const bool is_hex = rest_.starts_with("0x");
+    rest_.remove_prefix(is_hex ? 2 : 0);
+    const auto parsed = std::from_chars(
+        rest_.data(),
+        rest_.data() + rest_.size(),
+        value,
+        is_hex ? 16 : 10);
+    rest_.remove_prefix(static_cast<size_t>(parsed.ptr - rest_.data()));
+    return parsed.ec == std::errc();
+  }
+
+ private:
+  std::array<char, 256> buffer_;
+  std::string_view rest_;
+};
+
+int open_file_of(int64_t thread, const char* name) {
+  const std::string path =
+      std::string(kTasks) + "/" + std::to_string(thread) + "/" + name;
+  return ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+}
+
+}  // namespace
+
+int64_t current_thread_id() noexcept {
+  return ::gettid();
+}
+
+ThreadCensus::~ThreadCensus() {
+  close_all();
+}
+
+void ThreadCensus::close_all() noexcept {
+  for (const Thread& thread : threads_) {
+    for (const int descriptor :
+         {thread.syscall_descriptor, thread.schedstat_descriptor}) {
+      if (descriptor >= 0) {
+        ::close(descriptor);
+      }
+    }
+  }
+  threads_.clear();
+  owner_process_ = 0;
+}
+
+bool ThreadCensus::open_all() {
+  close_all();
+  DIR* const tasks = ::opendir(kTasks);
+  if (tasks == nullptr) {
+    return false;
+  }
+  while (const dirent* const entry = ::readdir(tasks)) {
+    int64_t id = 0;
+    const std::string_view name = entry->d_name;
+    std::from_chars(name.data(), name.data() + name.size(), id);
+    if (id > 0 && id != current_thread_id()) {
+      threads_.push_back(
+          {id, open_file_of(id, "syscall"), open_file_of(id, "schedstat"), 0});
+    }
+  }
+  ::closedir(tasks);
+  owner_process_ = ::getpid();
+  owner_thread_ = current_thread_id();
+  return true;
+}
+
+// fs/proc/base.c, proc_pid_syscall(): "running", or the number of the system
+// call that it is blocked in and its six arguments; "-1" for a fault.
+ThreadCensus::Activity ThreadCensus::activity_of(
+    const Thread& thread) noexcept {
+  Text text(thread.syscall_descriptor);
+  if (text.starts_with("running")) {
+    return Activity::kRunning;
+  }
+  uint64_t number = 0;
+  std::array<uint64_t, 4> arguments{};  // address, operation, value, timeout
+  bool is_complete = text.next(number);
+  for (uint64_t& argument : arguments) {
+    is_complete = is_complete && text.next(argument);
+  }
+  const uint64_t command = arguments[1] & FUTEX_CMD_MASK;
+  const bool waits = is_complete && number == SYS_futex &&
+                     (command == FUTEX_WAIT || command == FUTEX_WAIT_BITSET) &&
+                     (arguments[1] & FUTEX_PRIVATE_FLAG) != 0 &&
+                     arguments[3] == 0;
+  return waits ? Activity::kWaitsForProcess : Activity::kOther;
+}
+
+// Documentation/scheduler/sched-stats.rst: time spent on the processor, time
+// spent waiting for one, number of timeslices run.
+uint64_t ThreadCensus::run_count_of(const Thread& thread) noexcept {
+  Text text(thread.schedstat_descriptor);
+  uint64_t ignored = 0;
+  uint64_t run_count = 0;
+  return text.next(ignored) && text.next(ignored) && text.next(run_count)
+             ? run_count
+             : 0;
+}
+
+bool ThreadCensus::look() noexcept {
+  const bool is_known = owner_process_ == ::getpid() &&
+                        owner_thread_ == current_thread_id() &&
+                        thread_count() == threads_.size() + 1;
+  try {
+    return is_known || (thread_count() <= kMostThreads && open_all());
+  } catch (...) {  // no memory
+    close_all();
+    return false;
+  }
+}
+
+bool ThreadCensus::others_at_rest(const FindWorkers& find_workers) noexcept {
+  if (thread_count() == 1) {
+    return true;
+  }
+  if (!look()) {
+    return false;
+  }
+  // Twice: a thread that was seen waiting may be woken by one that is looked at
+  // later and waits itself by then. If none has run between the two looks, all
+  // were waiting at once, and then none can wake another.
+  bool is_any_running = false;
+  for (Thread& thread : threads_) {
+    thread.run_count = run_count_of(thread);
+    const Activity activity = activity_of(thread);
+    is_any_running = is_any_running || activity == Activity::kRunning;
+    if (activity == Activity::kOther) {
+      // Perhaps a thread that is gone, and another one in its place.
+      close_all();
+      return false;
+    }
+  }
+  std::vector<int64_t> workers;
+  if (is_any_running) {
+    try {
+      workers = find_workers();
+    } catch (...) {
+      return false;
+    }
+  }
+  for (const Thread& thread : threads_) {
+    if (std::find(workers.begin(), workers.end(), thread.id) != workers.end()) {
+      continue;
+    }
+    if (activity_of(thread) != Activity::kWaitsForProcess ||
+        thread.run_count == 0 || run_count_of(thread) != thread.run_count) {
+      return false;
+    }
+  }
+  // None was started meanwhile.
+  return thread_count() == threads_.size() + 1;
+}
+
+}  // namespace ckpt_streamer::os

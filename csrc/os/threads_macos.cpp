@@ -1,0 +1,20 @@
+#include <pthread.h>
+
+#include "os/threads.h"
+
+namespace ckpt_streamer::os {
+
+int64_t current_thread_id() noexcept {
+  uint64_t id = 0;
+  ::pthread_threadid_np(nullptr, &id);
+  return static_cast<int64_t>(id);
+}
+
+ThreadCensus::~ThreadCensus() = default;
+
+// Of no use here: madvise() never loses a write.
+bool ThreadCensus::others_at_rest(const FindWorkers&) noexcept {
+  return false;
+}
+
+}  // namespace ckpt_streamer::os

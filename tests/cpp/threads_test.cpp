@@ -1,0 +1,175 @@
+#include "os/threads.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "test_macros.h"
+
+namespace ckpt_streamer::os {
+namespace {
+
+using namespace std::chrono_literals;
+
+const ThreadCensus::FindWorkers kNoWorkers = [] {
+  return std::vector<int64_t>();
+};
+
+// A thread that is on its way to where it will wait is not at rest yet.
+bool comes_to_rest(ThreadCensus& census) {
+  for (int i = 0; i < 1000; ++i) {
+    if (census.others_at_rest(kNoWorkers)) {
+      return true;
+    }
+    std::this_thread::sleep_for(1ms);
+  }
+  return false;
+}
+
+bool is_ever_at_rest(ThreadCensus& census) {
+  for (int i = 0; i < 100; ++i) {
+    if (census.others_at_rest(kNoWorkers)) {
+      return true;
+    }
+    std::this_thread::sleep_for(1ms);
+  }
+  return false;
+}
+
+// Waits for its end, as a thread of a pool waits for work.
+class WaitingThread {
+ public:
+  WaitingThread()
+      : thread_([this] {
+          std::unique_lock lock(mutex_);
+          condition_.wait(lock, [this] { return is_over_; });
+        }) {}
+  ~WaitingThread() {
+    {
+      const std::lock_guard lock(mutex_);
+      is_over_ = true;
+    }
+    condition_.notify_one();
+    thread_.join();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable condition_;
+  bool is_over_ = false;
+  std::thread thread_;
+};
+
+TEST(a_process_of_one_thread_is_at_rest) {
+  ThreadCensus census;
+  EXPECT(census.others_at_rest(kNoWorkers));
+}
+
+TEST(threads_that_wait_for_work_are_at_rest) {
+  const WaitingThread first;
+  const WaitingThread second;
+  ThreadCensus census;
+  EXPECT(comes_to_rest(census));
+  // What it knows of the threads is of use, not in the way, the next time.
+  EXPECT(census.others_at_rest(kNoWorkers));
+}
+
+TEST(a_thread_that_runs_is_not_at_rest) {
+  std::atomic<bool> is_over = false;
+  std::atomic<int64_t> id = 0;
+  std::thread thread([&] {
+    id = current_thread_id();
+    while (!is_over) {
+    }
+  });
+  while (id == 0) {
+  }
+  {
+    const WaitingThread other;
+    ThreadCensus census;
+    EXPECT(!is_ever_at_rest(census));
+    // Unless it runs nothing but what the caller hands it.
+    bool at_rest = false;
+    for (int i = 0; i < 1000 && !at_rest; ++i) {
+      std::this_thread::sleep_for(1ms);  // for the other to come to rest
+      at_rest = census.others_at_rest(
+          [&] { return std::vector<int64_t>{current_thread_id(), id}; });
+    }
+    EXPECT(at_rest);
+  }
+  is_over = true;
+  thread.join();
+}
+
+TEST(a_thread_that_wakes_by_itself_is_not_at_rest) {
+  std::mutex mutex;
+  std::condition_variable condition;
+  bool is_over = false;
+  std::thread timed([&] {
+    std::unique_lock lock(mutex);
+    condition.wait_for(lock, 1h, [&] { return is_over; });
+  });
+  ThreadCensus census;
+  EXPECT(!is_ever_at_rest(census));
+  {
+    const std::lock_guard lock(mutex);
+    is_over = true;
+  }
+  condition.notify_one();
+  timed.join();
+
+  std::array<int, 2> ends{};
+  EXPECT_EQ(::pipe(ends.data()), 0);
+  std::thread reading([&] {
+    char byte = 0;
+    (void)!::read(ends[0], &byte, 1);
+  });
+  EXPECT(!is_ever_at_rest(census));
+  EXPECT_EQ(::write(ends[1], "x", 1), ssize_t{1});
+  reading.join();
+  ::close(ends[0]);
+  ::close(ends[1]);
+}
+
+TEST(threads_that_come_and_go_are_noticed) {
+  ThreadCensus census;
+  EXPECT(census.others_at_rest(kNoWorkers));
+  {
+    const WaitingThread first;
+    EXPECT(comes_to_rest(census));
+  }
+  // As many as before, but others.
+  std::atomic<bool> is_over = false;
+  std::thread running([&] {
+    while (!is_over) {
+    }
+  });
+  EXPECT(!is_ever_at_rest(census));
+  is_over = true;
+  running.join();
+  EXPECT(census.others_at_rest(kNoWorkers));
+}
+
+TEST(a_child_process_does_not_look_at_its_parents_threads) {
+  const WaitingThread waiting;
+  ThreadCensus census;
+  EXPECT(comes_to_rest(census));
+  const pid_t child = ::fork();
+  EXPECT(child >= 0);
+  if (child == 0) {
+    // fork() copies the calling thread alone.
+    ::_exit(census.others_at_rest(kNoWorkers) ? 0 : 1);
+  }
+  int status = 0;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
+}  // namespace
+}  // namespace ckpt_streamer::os

@@ -163,6 +163,51 @@ def test_tensors_of_one_storage_share_it(tmp_path: Path) -> None:
     assert again["c"].data_ptr() == tensors["a"].data_ptr()
 
 
+def test_a_tensor_made_later_shares_a_storage_that_is_still_held(
+    tmp_path: Path,
+) -> None:
+    path = saved(tmp_path, {f"w{i}": torch.full((4,), float(i)) for i in range(9)})
+    handle = OPEN(path, MIB)
+    kept = dict(read_all(handle))
+    handle.reset()
+    again = dict(read_all(handle))
+    storages = {t.untyped_storage()._cdata for t in kept.values()}
+    assert len(storages) == 9
+    assert {t.untyped_storage()._cdata for t in again.values()} == storages
+    # The last holder goes, and comes back after a loss of all.
+    cdata = kept["w3"].untyped_storage()._cdata
+    del kept
+    assert again["w3"].untyped_storage()._cdata == cdata
+    del again
+    handle.reset()
+    assert dict(read_all(handle))["w3"].tolist() == [3.0] * 4
+    del handle
+
+
+def test_storages_are_shared_and_dropped_by_many_threads(tmp_path: Path) -> None:
+    path = saved(tmp_path, {f"w{i}": torch.full((4,), float(i)) for i in range(64)})
+    handle = OPEN(path, MIB)
+    wrong: list[str] = []
+
+    def work() -> None:
+        for _ in range(100):
+            try:
+                name, tensor = handle.next()
+            except IndexError:
+                handle.reset()
+                continue
+            # Python knows the storage: finding it takes Python's lock.
+            if tensor.untyped_storage().nbytes() != 16 or tensor[0] != int(name[1:]):
+                wrong.append(name)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
 def test_a_tensor_outlives_its_handle_and_the_file(tmp_path: Path) -> None:
     path = saved(tmp_path, {"a": torch.arange(100_000)})
     [(_, tensor)] = read_all(OPEN(path, MIB))

@@ -121,7 +121,8 @@ c10::intrusive_ptr<StreamHandle> open(
   checked_limit(memory_limit_bytes);  // before any I/O
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
-        std::make_unique<FileSource>(path),
+        std::make_unique<FileSource>(
+            std::make_shared<const CheckpointTensors>(path)),
         memory_limit_bytes);
   });
 }
@@ -132,7 +133,8 @@ c10::intrusive_ptr<StreamHandle> open_files(
   checked_limit(memory_limit_bytes);  // before any I/O
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
-        std::make_unique<FileSource>(std::span(paths)),
+        std::make_unique<FileSource>(
+            std::make_shared<const CheckpointTensors>(std::span(paths))),
         memory_limit_bytes);
   });
 }

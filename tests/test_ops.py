@@ -405,12 +405,11 @@ def test_empty_and_foreign_files(tmp_path: Path) -> None:
         f"{path}: begins with 68 65 6c 6c 6f 20 77 6f 72 6c 64 2c 20 74 68 69, "
         "expected a torch.save, TorchScript or safetensors file [byte 0]",
     )
-    torch.save({"a": torch.ones(1)}, path, _use_new_zipfile_serialization=False)
-    error, text = refusal(path)
-    assert error is NotImplementedError
-    assert text == (
-        f"{path}: is a legacy torch.save file (before torch 1.6), which is not read; "
-        "expected a torch.save, TorchScript or safetensors file"
+    path.write_bytes(b"GGUF\x03\x00\x00\x00")
+    assert refusal(path) == (
+        NotImplementedError,
+        f"{path}: is a GGUF file, which is not read; expected a torch.save, "
+        "TorchScript or safetensors file",
     )
 
 

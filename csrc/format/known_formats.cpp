@@ -20,12 +20,6 @@ struct Magic {
 
 // First match wins.
 constexpr std::array kMagics{
-    // serialization.py, MAGIC_NUMBER = 0x1950a86a20f9469cfc6c, pickled as a
-    // LONG1 of 10 bytes.
-    Magic{
-        "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"sv,
-        0,
-        "a legacy torch.save file (before torch 1.6)"},
     // inline_container.cc: the preview release of the zip format.
     Magic{"PYTORCH1"sv, 0, "a PyTorch preview archive"},
     // mobile_bytecode.fbs, file_identifier.

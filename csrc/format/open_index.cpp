@@ -11,6 +11,7 @@
 #include "format/shard_index.h"
 #include "format/text.h"
 #include "format/torch_archive.h"
+#include "format/torch_legacy.h"
 #include "format/torch_script.h"
 #include "format/torch_zip.h"
 #include "format/zip_directory.h"
@@ -82,6 +83,9 @@ CheckpointIndex read_any(const ByteSource& source, std::string_view head) {
   // The first local header, or the end record of a zip without records.
   if (head.starts_with("PK\x03\x04") || head.starts_with("PK\x05\x06")) {
     return read_zip(source);
+  }
+  if (is_torch_legacy(head)) {
+    return read_torch_legacy(source);
   }
   if (is_safetensors(head, source.size_bytes())) {
     return read_safetensors(source);

@@ -20,10 +20,6 @@ namespace {
 
 constexpr uint64_t kHighestProtocol = 5;
 
-// Keeps every count in 32 bits: INST makes 5 nodes of 3 bytes, a value lies in
-// the pool twice after flattening, and escaped text doubles at most.
-constexpr uint64_t kPickleLimitBytes = uint64_t{1} << 31;
-
 // The nodes that every tree begins with.
 constexpr ValueId kNoneId = 0;
 constexpr ValueId kFalseId = 1;
@@ -354,6 +350,8 @@ class PickleMachine {
 };
 
 PickleTree PickleMachine::run() {
+  // INST makes 5 nodes of 3 bytes, a value lies in the pool twice after
+  // flattening, and escaped text doubles at most.
   if (size_bytes_ >= kPickleLimitBytes) {
     fail(
         ErrorKind::kUnsupported,

@@ -61,6 +61,9 @@ struct PickleBytes {
   uint64_t size_bytes = 0;
 };
 
+// Larger pickles are not read: what keeps every count of a tree in 32 bits.
+inline constexpr uint64_t kPickleLimitBytes = uint64_t{1} << 31;
+
 // Where a pickle comes from, for messages.
 struct PickleOrigin {
   std::string path;

@@ -43,6 +43,13 @@ struct KnownStorage {
   DType dtype = DType::kUInt8;
 };
 
+// What a persistent id stands for: a storage in the index, or a part of it.
+struct StoragePart {
+  uint32_t index;
+  DType dtype;           // as the persistent id says
+  ByteRange byte_range;  // inside the storage
+};
+
 class IndexBuilder {
  public:
   IndexBuilder(
@@ -116,8 +123,15 @@ class IndexBuilder {
       ValueId id,
       const char* what,
       uint64_t file_offset);
-  void check_bounds(const TensorRecord& tensor, uint64_t file_offset);
-  std::pair<uint32_t, DType> storage_of(ValueId id, uint64_t file_offset);
+  void check_bounds(
+      const TensorRecord& tensor,
+      const ByteRange& storage_part,
+      uint64_t file_offset);
+  void move_into_part(
+      TensorRecord& tensor,
+      const ByteRange& storage_part,
+      uint64_t file_offset);
+  StoragePart storage_of(ValueId id, uint64_t file_offset);
 
   [[nodiscard]] GlobalMeaning meaning(ValueId id) const {
     return tree_.kind(id) == ValueKind::kGlobal
@@ -459,10 +473,9 @@ uint32_t IndexBuilder::tensor_of(ValueId object_id) {
   check_metadata(rebuild);
 
   TensorRecord tensor;
-  const auto [storage_index, storage_dtype] =
-      storage_of(rebuild.storage, rebuild.file_offset);
-  tensor.storage_index = storage_index;
-  tensor.dtype = storage_dtype;
+  const StoragePart storage = storage_of(rebuild.storage, rebuild.file_offset);
+  tensor.storage_index = storage.index;
+  tensor.dtype = storage.dtype;
   if (rebuild.dtype != kNoValue) {
     if (meaning(rebuild.dtype).role != GlobalRole::kDType) {
       fail_tensor(
@@ -504,7 +517,8 @@ uint32_t IndexBuilder::tensor_of(ValueId object_id) {
         static_cast<int64_t>(
             read_count(stride, "stride", rebuild.file_offset)));
   }
-  check_bounds(tensor, rebuild.file_offset);
+  check_bounds(tensor, storage.byte_range, rebuild.file_offset);
+  move_into_part(tensor, storage.byte_range, rebuild.file_offset);
 
   const auto tensor_index = static_cast<uint32_t>(index_.tensors.size());
   index_.tensors.push_back(tensor);
@@ -654,6 +668,7 @@ std::span<const ValueId> IndexBuilder::read_dims(
 
 void IndexBuilder::check_bounds(
     const TensorRecord& tensor,
+    const ByteRange& storage_part,
     uint64_t file_offset) {
   const auto sizes = index_.sizes(tensor);
   const auto strides = index_.strides(tensor);
@@ -693,7 +708,7 @@ void IndexBuilder::check_bounds(
                              ? checked_mul(*end_element, item_bytes)
                              : std::nullopt;
   const StorageRecord& storage = index_.storages[tensor.storage_index];
-  const uint64_t storage_bytes = storage.file_range.size_bytes();
+  const uint64_t storage_bytes = storage_part.size_bytes();
   if (!end_bytes.has_value() || *end_bytes > storage_bytes) {
     fail_tensor(
         ErrorKind::kCorrupt,
@@ -706,11 +721,30 @@ void IndexBuilder::check_bounds(
   }
 }
 
-// serialization.py, _save's persistent_id:
-// ("storage", storage_type, storage_key, location, storage_numel).
-std::pair<uint32_t, DType> IndexBuilder::storage_of(
-    ValueId id,
+// From an offset in a part of a storage to one in the storage.
+void IndexBuilder::move_into_part(
+    TensorRecord& tensor,
+    const ByteRange& storage_part,
     uint64_t file_offset) {
+  const uint64_t item_bytes = item_size_bytes(tensor.dtype);
+  const auto offset = checked_add(
+      tensor.storage_offset_elements,
+      storage_part.begin / item_bytes);
+  if (storage_part.begin % item_bytes != 0 || !offset.has_value() ||
+      *offset > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+    fail_tensor(
+        ErrorKind::kCorrupt,
+        "has the storage offset " +
+            std::to_string(tensor.storage_offset_elements) +
+            " in a view from byte " + std::to_string(storage_part.begin) +
+            " of its storage on, expected whole elements of " +
+            dtype_name(tensor.dtype),
+        file_offset);
+  }
+  tensor.storage_offset_elements = *offset;
+}
+
+StoragePart IndexBuilder::storage_of(ValueId id, uint64_t file_offset) {
   if (tree_.kind(id) != ValueKind::kPersistent) {
     fail_tensor(
         ErrorKind::kCorrupt,
@@ -720,29 +754,35 @@ std::pair<uint32_t, DType> IndexBuilder::storage_of(
   }
   const uint64_t pid_offset = in_file(tree_.persistent_pickle_offset(id));
   const ValueId pid = tree_.persistent_id(id);
-  std::span<const ValueId> parts;
+  std::optional<StorageId> storage_id;
   if (tree_.kind(pid) == ValueKind::kTuple) {
-    parts = tree_.items(pid);
+    storage_id = storages_.parse(tree_, tree_.items(pid));
   }
-  if (parts.size() != 5 || tree_.kind(parts[0]) != ValueKind::kString ||
-      tree_.text(parts[0]) != "storage" ||
-      tree_.kind(parts[2]) != ValueKind::kString) {
+  if (!storage_id.has_value()) {
     fail_tensor(
         ErrorKind::kCorrupt,
-        "has the persistent id " + key_text(tree_, pid) +
-            ", expected ('storage', type, key, location, count)",
+        "has the persistent id " + key_text(tree_, pid) + ", expected " +
+            storages_.id_form(),
         pid_offset);
   }
-  const GlobalMeaning type = meaning(parts[1]);
+  const GlobalMeaning type = meaning(storage_id->type);
   if (type.role != GlobalRole::kStorageType) {
     fail_tensor(
         ErrorKind::kUnsupported,
-        "has the storage type " + element_text(tree_, parts[1]) +
+        "has the storage type " + element_text(tree_, storage_id->type) +
             ", expected a storage of plain numbers",
         pid_offset);
   }
-  const uint64_t count = read_count(parts[4], "storage size", pid_offset);
-  const std::string_view key = tree_.text(parts[2]);
+  const uint64_t count =
+      read_count(storage_id->count, "storage size", pid_offset);
+  std::string int_key;
+  std::string_view key;
+  if (tree_.kind(storage_id->key) == ValueKind::kString) {
+    key = tree_.text(storage_id->key);
+  } else {
+    int_key = key_text(tree_, storage_id->key);
+    key = int_key;
+  }
   const std::optional<FoundStorage> found = storages_.find(key, path_);
   if (!found.has_value()) {
     fail_tensor(
@@ -752,7 +792,7 @@ std::pair<uint32_t, DType> IndexBuilder::storage_of(
         pid_offset);
   }
   // PyTorchFileReader.get_storage_from_record: the sizes must be the same.
-  const uint64_t storage_bytes = found->file_range.size_bytes();
+  const uint64_t storage_bytes = found->view_range.size_bytes();
   if (checked_mul(count, item_size_bytes(type.dtype)) != storage_bytes) {
     fail_tensor(
         ErrorKind::kCorrupt,
@@ -787,7 +827,11 @@ std::pair<uint32_t, DType> IndexBuilder::storage_of(
             dtype_name(known.dtype) + " as before",
         pid_offset);
   }
-  return {known.index, type.dtype};
+  return {
+      known.index,
+      type.dtype,
+      {found->view_range.begin - found->file_range.begin,
+       found->view_range.end - found->file_range.begin}};
 }
 
 }  // namespace

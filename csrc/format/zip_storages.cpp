@@ -35,6 +35,7 @@ std::optional<FoundStorage> ZipStorages::find(
   return FoundStorage{
       static_cast<uint32_t>(number),
       entry->name,
+      entry->data_range,
       entry->data_range};
 }
 

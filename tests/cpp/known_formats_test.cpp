@@ -33,9 +33,6 @@ std::string tar_of(const std::string& member) {
 }
 
 TEST(known_formats_of_torch) {
-  expect_known(
-      "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.",
-      "a legacy torch.save file (before torch 1.6)");
   expect_known("PYTORCH1....", "a PyTorch preview archive");
   expect_known("\x10\0\0\0PTMF...."s, "a PyTorch mobile flatbuffer");
   expect_known("\x10\0\0\0ET12...."s, "an ExecuTorch program");

@@ -32,8 +32,9 @@ class PlacementCheck {
         is_found_(shards.placements.size()) {}
 
   void add_shard(uint32_t shard, const CheckpointIndex& index) {
-    for (const Slot& slot : index.slots) {
-      const auto position = names_.find(slot.name);
+    for (size_t i = 0; i < index.slots.size(); ++i) {
+      const std::string name = index.slot_name(i);
+      const auto position = names_.find(name);
       if (!position.has_value()) {
         continue;
       }
@@ -41,7 +42,7 @@ class PlacementCheck {
       if (placement.shard != shard) {
         fail(
             "shard " + quoted(shards_.shard_names[shard]) + " has the tensor " +
-            quoted(slot.name) + ", expected it in " +
+            quoted(name) + ", expected it in " +
             quoted(shards_.shard_names[placement.shard]) +
             " as 'weight_map' says");
       }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "format/value_text.h"
 
 namespace ckpt_streamer::format {
 
@@ -92,6 +93,33 @@ const char* dtype_name(DType dtype) noexcept {
   return "";
 }
 
+std::string CheckpointIndex::slot_name(size_t slot_index) const {
+  const Slot& slot = slots[slot_index];
+  if (slot.prefix == kNoPrefix) {
+    return slot.key == kNoNode ? "" : key_text(values, slot.key);
+  }
+  std::vector<NodeId> keys;  // from the slot up
+  if (slot.key != kNoNode) {
+    keys.push_back(slot.key);
+  }
+  for (uint32_t i = slot.prefix; i != kNoPrefix; i = prefixes[i].parent) {
+    keys.push_back(prefixes[i].key);
+  }
+  std::string name;
+  for (size_t i = keys.size(); i-- > 0;) {
+    name += key_text(values, keys[i]);
+    name += i > 0 ? "." : "";
+  }
+  return name;
+}
+
+void CheckpointIndex::add_named_slot(
+    std::string_view name,
+    uint32_t tensor_index) {
+  const NodeId key = values.add_flat_entry(name, tensor_index);
+  slots.push_back({values.root(), key, kNoPrefix, tensor_index});
+}
+
 void CheckpointIndex::append(CheckpointIndex&& other) {
   const auto fits = [](size_t left, size_t right) {
     return left + right < std::numeric_limits<uint32_t>::max();
@@ -116,9 +144,10 @@ void CheckpointIndex::append(CheckpointIndex&& other) {
     tensor.dims_begin += first_dim;
     tensors.push_back(tensor);
   }
-  for (Slot& slot : other.slots) {
-    slot.tensor_index += first_tensor;
-    slots.push_back(std::move(slot));
+  for (size_t i = 0; i < other.slots.size(); ++i) {
+    add_named_slot(
+        other.slot_name(i),
+        first_tensor + other.slots[i].tensor_index);
   }
   dims.insert(dims.end(), other.dims.begin(), other.dims.end());
   std::move(other.files.begin(), other.files.end(), std::back_inserter(files));
@@ -128,6 +157,8 @@ void CheckpointIndex::shrink_to_fit() {
   storages.shrink_to_fit();
   tensors.shrink_to_fit();
   slots.shrink_to_fit();
+  prefixes.shrink_to_fit();
+  values.shrink_to_fit();
   dims.shrink_to_fit();
 }
 

@@ -1,5 +1,6 @@
 // What a checkpoint file holds, as plain values: storages (where the bytes
-// are), tensors (how they are viewed) and slots (under which names).
+// are), tensors (how they are viewed), slots (under which names) and the tree
+// of values that they stand in.
 //
 // Built by the format readers, consumed by stream/ and ops/. Holds no bytes of
 // any tensor and no handle on the file. Safe to share between threads once
@@ -9,9 +10,11 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/byte_range.h"
+#include "format/value_tree.h"
 
 namespace ckpt_streamer::format {
 
@@ -68,6 +71,9 @@ struct StorageRecord {
   uint32_t file_index = 0;  // in CheckpointIndex::files
 };
 
+inline constexpr uint32_t kNoStorage = 0xFFFFFFFF;
+inline constexpr uint32_t kNoTensor = 0xFFFFFFFF;
+
 // A strided view of one storage. Sizes and strides are in elements and live
 // in CheckpointIndex::dims: sizes first, then as many strides.
 struct TensorRecord {
@@ -79,10 +85,25 @@ struct TensorRecord {
   uint32_t dim_count = 0;
 };
 
-// One place in the container tree. A tied tensor has one TensorRecord for each
-// rebuild in the pickle and one slot for each (container, key).
+inline constexpr uint32_t kNoPrefix = 0xFFFFFFFF;
+
+// A container's name: its own part, a node of CheckpointIndex::values, behind
+// that of another one in CheckpointIndex::prefixes.
+struct NamePrefix {
+  uint32_t parent = kNoPrefix;
+  NodeId key = kNoNode;
+};
+
+// One place that holds a tensor. A tied tensor has one TensorRecord for each
+// rebuild in the pickle and one slot for each place.
 struct Slot {
-  std::string name;  // keys from the root joined by '.'; a bare tensor: ""
+  // The dict, list, tuple, set or object of CheckpointIndex::values that holds
+  // it, and under which key: the key's own node, or an int for a position in a
+  // list, tuple, set, or an object's items. A tensor that is an object's whole
+  // state has no key; the root, and what is itself a key, neither.
+  NodeId container = kNoNode;
+  NodeId key = kNoNode;
+  uint32_t prefix = kNoPrefix;  // in CheckpointIndex::prefixes
   uint32_t tensor_index = 0;
 };
 
@@ -93,8 +114,12 @@ struct CheckpointIndex {
   std::vector<MetadataEntry> metadata;
   std::vector<StorageRecord> storages;
   std::vector<TensorRecord> tensors;
-  std::vector<Slot> slots;    // in traversal order
-  std::vector<int64_t> dims;  // the sizes and strides of all tensors
+  std::vector<Slot> slots;           // in traversal order
+  std::vector<NamePrefix> prefixes;  // of the slots' containers
+  std::vector<int64_t> dims;         // the sizes and strides of all tensors
+  // Of one file, its values; of several, or one without values beside tensors
+  // (safetensors, TorchScript), a dict of the slots' names to their tensors.
+  ValueTree values;
 
   [[nodiscard]] std::span<const int64_t> sizes(
       const TensorRecord& tensor) const noexcept {
@@ -107,8 +132,17 @@ struct CheckpointIndex {
         tensor.dim_count};
   }
 
-  // Moves the files of another index, with all that is in them, behind those of
-  // this one.
+  // Keys from the root joined by '.'; of a bare tensor: "".
+  // REQUIRES: slot_index < slots.size(). Cost: O(name).
+  [[nodiscard]] std::string slot_name(size_t slot_index) const;
+
+  // Appends a slot to `values` as a dict of names to tensors.
+  // REQUIRES: all slots were added so.
+  void add_named_slot(std::string_view name, uint32_t tensor_index);
+
+  // Moves the files of another index, with their tensors, behind those of this
+  // one. Of its values only the tensors come along, under their slots' names.
+  // REQUIRES: all slots of this one were added by this or by add_named_slot.
   // THROWS: CheckpointError Unsupported when numbers no longer fit 32 bits.
   void append(CheckpointIndex&& other);
 

@@ -69,6 +69,46 @@ GlobalMeaning meaning_of_torch_name(std::string_view name) {
   return {name == "Size" ? GlobalRole::kTorchSize : GlobalRole::kOther};
 }
 
+struct PythonName {
+  std::string_view module;
+  std::string_view name;
+  GlobalRole role;
+};
+
+// Under the names that pickles give them: Python 2's too, which protocols
+// before 3 use.
+constexpr std::array<PythonName, 17> kPythonNames{{
+    {"collections", "OrderedDict", GlobalRole::kOrderedDict},
+    {"collections", "defaultdict", GlobalRole::kDefaultDict},
+    {"collections", "Counter", GlobalRole::kCounter},
+    {"collections", "deque", GlobalRole::kDeque},
+    {"builtins", "set", GlobalRole::kSet},
+    {"builtins", "frozenset", GlobalRole::kSet},
+    {"builtins", "complex", GlobalRole::kComplex},
+    {"builtins", "bytes", GlobalRole::kBytes},
+    {"builtins", "bytearray", GlobalRole::kBytes},
+    {"_codecs", "encode", GlobalRole::kEncode},
+    {"codecs", "encode", GlobalRole::kEncode},
+    {"copyreg", "_reconstructor", GlobalRole::kReconstructor},
+    {"copyreg", "__newobj__", GlobalRole::kReconstructor},
+    {"copyreg", "__newobj_ex__", GlobalRole::kReconstructor},
+    {"copy_reg", "_reconstructor", GlobalRole::kReconstructor},
+    {"copy_reg", "__newobj__", GlobalRole::kReconstructor},
+    {"copy_reg", "__newobj_ex__", GlobalRole::kReconstructor},
+}};
+
+GlobalRole role_of_python(std::string_view module, std::string_view name) {
+  if (module == "__builtin__") {
+    module = "builtins";
+  }
+  for (const PythonName& known : kPythonNames) {
+    if (module == known.module && name == known.name) {
+      return known.role;
+    }
+  }
+  return GlobalRole::kOther;
+}
+
 }  // namespace
 
 GlobalMeaning meaning_of(const PickleGlobal& global) {
@@ -118,15 +158,7 @@ GlobalMeaning meaning_of(const PickleGlobal& global) {
   if (module == "__torch__" || module.starts_with("__torch__.")) {
     return {GlobalRole::kScriptClass};
   }
-  if (module == "collections") {
-    if (name == "OrderedDict") {
-      return {GlobalRole::kOrderedDict};
-    }
-    if (name == "defaultdict") {
-      return {GlobalRole::kDefaultDict};
-    }
-  }
-  return {};
+  return {role_of_python(module, name)};
 }
 
 }  // namespace ckpt_streamer::format

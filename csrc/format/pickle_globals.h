@@ -12,6 +12,13 @@ enum class GlobalRole : uint8_t {
   kOther,
   kOrderedDict,
   kDefaultDict,
+  kCounter,
+  kDeque,
+  kSet,  // also frozenset
+  kComplex,
+  kBytes,          // also bytearray
+  kEncode,         // of the codecs module
+  kReconstructor,  // copyreg's makers of an instance of their first argument
   kFirstArgument,  // returns what it is given
   kScriptClass,    // of TorchScript: its attributes are its state
   kTorchSize,

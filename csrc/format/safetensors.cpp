@@ -127,6 +127,9 @@ class HeaderReader {
   void check_distinct_names() const;
   void check_layout() const;
 
+  [[nodiscard]] std::string_view name_of(size_t slot_index) const {
+    return index_.values.text(index_.slots[slot_index].key);
+  }
   [[noreturn]] void fail(const std::string& what, uint64_t file_offset) const {
     throw CheckpointError(
         ErrorKind::kCorrupt,
@@ -308,9 +311,9 @@ void HeaderReader::add_tensor(const Declaration& declaration) {
        {data_begin_ + declaration.data_range.begin,
         data_begin_ + declaration.data_range.end},
        0});
-  index_.slots.push_back(
-      {std::string(declaration.name),
-       static_cast<uint32_t>(index_.tensors.size())});
+  index_.add_named_slot(
+      declaration.name,
+      static_cast<uint32_t>(index_.tensors.size()));
   index_.tensors.push_back(tensor);
   entry_offsets_.push_back(
       static_cast<uint32_t>(declaration.entry_offset - kPrefixBytes));
@@ -390,14 +393,14 @@ void HeaderReader::add_dims(
 void HeaderReader::check_distinct_names() const {
   std::vector<std::string_view> names;
   names.reserve(index_.slots.size());
-  for (const Slot& slot : index_.slots) {
-    names.push_back(slot.name);
+  for (size_t i = 0; i < index_.slots.size(); ++i) {
+    names.push_back(name_of(i));
   }
   const NameIndex distinct(std::move(names));
   if (distinct.duplicate().has_value()) {
     const uint32_t second = distinct.duplicate()->second;
     fail(
-        "has the tensor " + quoted(index_.slots[second].name) +
+        "has the tensor " + quoted(name_of(second)) +
             " twice, expected distinct names",
         kPrefixBytes + entry_offsets_[second]);
   }
@@ -415,22 +418,22 @@ void HeaderReader::check_layout() const {
   if (!std::is_sorted(order.begin(), order.end(), is_before)) {
     std::sort(order.begin(), order.end(), is_before);
   }
-  const Slot* previous = nullptr;
+  std::optional<uint32_t> previous;
   uint64_t covered_end = data_begin_;
   for (const uint32_t i : order) {
     const ByteRange& range = index_.storages[i].file_range;
     if (range.begin != covered_end) {
       fail(
-          "tensor " + quoted(index_.slots[i].name) + " begins at byte " +
+          "tensor " + quoted(name_of(i)) + " begins at byte " +
               std::to_string(range.begin - data_begin_) +
               " of the data, expected byte " +
               std::to_string(covered_end - data_begin_) + ", where " +
-              (previous == nullptr ? "the data begins"
-                                   : quoted(previous->name) + " ends"),
+              (previous.has_value() ? quoted(name_of(*previous)) + " ends"
+                                    : "the data begins"),
           kPrefixBytes + entry_offsets_[i]);
     }
     covered_end = range.end;
-    previous = &index_.slots[i];
+    previous = i;
   }
   if (covered_end != source_.size_bytes()) {
     throw CheckpointError(

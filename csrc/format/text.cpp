@@ -97,6 +97,27 @@ void append_utf8(std::string& out, uint32_t code_point) {
   }
 }
 
+std::optional<std::string> latin1_bytes(std::string_view text) {
+  std::string result;
+  result.reserve(text.size());
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    if (byte < 0x80) {
+      result += text[i];
+      continue;
+    }
+    // U+0080 to U+00FF: 110000ab 10cdefgh.
+    const auto next =
+        static_cast<unsigned char>(i + 1 < text.size() ? text[i + 1] : '\0');
+    if ((byte != 0xC2 && byte != 0xC3) || (next & 0xC0) != 0x80) {
+      return std::nullopt;
+    }
+    result += static_cast<char>((byte & 0x03) << 6 | (next & 0x3F));
+    ++i;
+  }
+  return result;
+}
+
 std::string quoted(std::string_view text) {
   std::string result = "'";
   while (!text.empty()) {

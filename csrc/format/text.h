@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -18,6 +19,10 @@ namespace ckpt_streamer::format {
 
 // Appends a code point. REQUIRES: code_point <= 0x10FFFF.
 void append_utf8(std::string& out, uint32_t code_point);
+
+// The bytes that Python's text.encode('latin1') gives; nullopt for text that is
+// not UTF-8 or goes beyond U+00FF.
+[[nodiscard]] std::optional<std::string> latin1_bytes(std::string_view text);
 
 // 'text' in single quotes; control bytes and bytes that are not UTF-8 become
 // \xNN, and what is longer than 160 bytes ends in "...".

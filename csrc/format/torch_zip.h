@@ -12,11 +12,9 @@
 
 namespace ckpt_streamer::format {
 
-// The slots are the strided tensors and parameters reachable from the root
-// through dicts (also OrderedDict and defaultdict), lists and tuples, in that
-// order; a container that is reached twice is walked once, under its first
-// path. Everything else in the pickle is passed over. TorchScript archives are
-// torch_script.h's.
+// The slots are the tensors reachable from the root, in the order of the pickle
+// (see tensor_tree.h); every other value is kept in index.values. TorchScript
+// archives are torch_script.h's.
 //
 // ENSURES: every tensor's elements lie inside its storage's record, every
 // record inside the file; storages are those that a slot uses, each once; one

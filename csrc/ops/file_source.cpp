@@ -23,7 +23,7 @@ std::vector<ByteRange> FileSource::spans() const {
 }
 
 std::string FileSource::name(size_t index) const {
-  return checkpoint_->index().slots[order_[index]].name;
+  return checkpoint_->index().slot_name(order_[index]);
 }
 
 at::Tensor FileSource::tensor(size_t index) {

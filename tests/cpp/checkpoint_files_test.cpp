@@ -65,7 +65,7 @@ TEST(shards_are_one_checkpoint_in_the_order_of_their_names) {
   EXPECT_EQ(index.metadata[0].value, "2");
   EXPECT_EQ(index.slots.size(), 2U);
   for (uint32_t i = 0; i < 2; ++i) {
-    EXPECT_EQ(index.slots[i].name, i == 0 ? "a" : "b");
+    EXPECT_EQ(index.slot_name(i), i == 0 ? "a" : "b");
     const TensorRecord& tensor = index.tensors[index.slots[i].tensor_index];
     EXPECT_EQ(index.storages[tensor.storage_index].file_index, i);
     EXPECT_EQ(index.sizes(tensor)[0], 1);
@@ -83,7 +83,7 @@ TEST(shards_may_hold_more_than_the_index_says) {
           "{" + safetensors_entry("a", "U8", "1", "0,1") + "," +
               safetensors_entry("c", "U8", "1", "1,2") + "}",
           "xy"));
-  EXPECT_EQ(read_checkpoint("i.json", opener).slots[1].name, "c");
+  EXPECT_EQ(read_checkpoint("i.json", opener).slot_name(1), "c");
 }
 
 TEST(shards_of_torch_save_are_read) {
@@ -99,7 +99,7 @@ TEST(shards_of_torch_save_are_read) {
   opener.add("/x/sub/2.bin", shard("b"));
   const CheckpointIndex index = read_checkpoint("/x/i.json", opener);
   EXPECT_EQ(index.files[1].path, "/x/sub/2.bin");
-  EXPECT_EQ(index.slots[1].name, "b");
+  EXPECT_EQ(index.slot_name(1), "b");
   EXPECT_EQ(index.storages[1].name, "a/data/0");
   EXPECT_EQ(index.storages[1].file_index, 1U);
 }
@@ -231,9 +231,9 @@ TEST(paths_are_one_checkpoint_in_their_order) {
   const CheckpointIndex index = read_checkpoint(paths, opener);
   EXPECT_EQ(index.files.size(), 3U);
   EXPECT_EQ(index.files[0].path, "2");
-  EXPECT_EQ(index.slots[0].name, "b");
-  EXPECT_EQ(index.slots[1].name, "a");
-  EXPECT_EQ(index.slots[2].name, "b");
+  EXPECT_EQ(index.slot_name(0), "b");
+  EXPECT_EQ(index.slot_name(1), "a");
+  EXPECT_EQ(index.slot_name(2), "b");
   EXPECT_EQ(index.storages[2].file_index, 2U);
   EXPECT_EQ(index.slots[2].tensor_index, 2U);
   EXPECT_THROWS(

@@ -54,7 +54,7 @@ std::string small_checkpoint() {
 TEST(reads_a_checkpoint) {
   const CheckpointIndex index = read(small_checkpoint());
   EXPECT_EQ(index.slots.size(), 3U);
-  EXPECT_EQ(index.slots[2].name, "7.0");
+  EXPECT_EQ(index.slot_name(2), "7.0");
   EXPECT_EQ(index.tensors.size(), 2U);
 }
 
@@ -83,7 +83,7 @@ TEST(reads_safetensors) {
   const std::string file = testing::safetensors_file(
       "{" + testing::safetensors_entry("w", "U8", "1", "0,1") + "}",
       "x");
-  EXPECT_EQ(read(file).slots[0].name, "w");
+  EXPECT_EQ(read(file).slot_name(0), "w");
   EXPECT_EQ(read(file).files[0].path, "m.pt");
   EXPECT_EQ(read(small_checkpoint()).files[0].path, "m.pt");
   expect_error(

@@ -55,7 +55,7 @@ TEST(safetensors_reads_tensors) {
   EXPECT_EQ(index.files[0].metadata[1].name, "aA");
   EXPECT(index.metadata.empty());
   EXPECT_EQ(index.slots.size(), 3U);
-  EXPECT_EQ(index.slots[0].name, "b.weight");
+  EXPECT_EQ(index.slot_name(0), "b.weight");
   const TensorRecord& weight = index.tensors[index.slots[0].tensor_index];
   EXPECT(weight.dtype == DType::kFloat32);
   EXPECT(!weight.requires_grad);
@@ -283,7 +283,7 @@ TEST(safetensors_passes_over_other_fields) {
       fields(
           R"("x":{"y":[1,"]"]},"dtype":"F32","shape":[1],"x":2,"data_offsets":[0,4])"),
       "1234");
-  EXPECT_EQ(index.slots[0].name, "w");
+  EXPECT_EQ(index.slot_name(0), "w");
 }
 
 TEST(safetensors_names_are_distinct) {

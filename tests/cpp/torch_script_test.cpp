@@ -53,9 +53,9 @@ CheckpointIndex read(const std::vector<ZipRecord>& records) {
 
 std::string names_in(const CheckpointIndex& index) {
   std::string names;
-  for (const Slot& slot : index.slots) {
-    const TensorRecord& tensor = index.tensors[slot.tensor_index];
-    names += (names.empty() ? "" : " ") + slot.name + "=" +
+  for (size_t i = 0; i < index.slots.size(); ++i) {
+    const TensorRecord& tensor = index.tensors[index.slots[i].tensor_index];
+    names += (names.empty() ? "" : " ") + index.slot_name(i) + "=" +
              index.storages[tensor.storage_index].name;
   }
   return names;

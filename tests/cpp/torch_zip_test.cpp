@@ -37,9 +37,9 @@ CheckpointIndex read_root(const std::string& root) {
 
 std::string slot_names(const CheckpointIndex& index) {
   std::string names;
-  for (const Slot& slot : index.slots) {
-    names += (names.empty() ? "" : " ") + slot.name + "=" +
-             std::to_string(slot.tensor_index);
+  for (size_t i = 0; i < index.slots.size(); ++i) {
+    names += (names.empty() ? "" : " ") + index.slot_name(i) + "=" +
+             std::to_string(index.slots[i].tensor_index);
   }
   return names;
 }
@@ -252,17 +252,7 @@ TEST(walks_dicts_of_other_types) {
   EXPECT_EQ(slot_names(index), "0.a=0 1.b=0 2.0=0");
 }
 
-TEST(passes_over_what_it_does_not_know) {
-  const std::string t = p::put(p::float_vector("0", 4), 1);
-  const CheckpointIndex index = read_root(
-      p::dict(
-          {{p::text("object"), p::reduce(p::global("m", "Thing"), {t})},
-           {p::text("storage"), p::storage("FloatStorage", "0", 4)},
-           {p::text("set"), "\x8f"},
-           {p::text("class"), p::global("m", "Thing")},
-           {p::text("number"), p::integer(3)},
-           {p::text("w"), p::get(1)}}));
-  EXPECT_EQ(slot_names(index), "w=0");
+TEST(values_without_tensors_have_no_slots) {
   EXPECT_EQ(read_root(p::integer(5)).slots.size(), 0U);
 }
 
@@ -285,7 +275,7 @@ TEST(a_deep_tree_costs_no_stack) {
   std::string pickle(100'000, ']');
   pickle += p::float_vector("0", 4) + std::string(100'000, 'a');
   const CheckpointIndex index = read_root(pickle);
-  EXPECT_EQ(index.slots[0].name.size(), 2U * 100'000 - 1);
+  EXPECT_EQ(index.slot_name(0).size(), 2U * 100'000 - 1);
 }
 
 TEST(names_of_a_small_file_stay_small) {
@@ -581,13 +571,6 @@ TEST(refuses_a_key_that_is_no_text) {
       p::dict({{p::text("a\xff"), p::float_vector("0", 4)}}),
       "m.pt: the key 'a\\xff' in '' is not UTF-8, expected a string in "
       "'a/data.pkl' [byte 40]");
-}
-
-TEST(refuses_a_dict_made_from_arguments) {
-  expect_error(
-      weight(p::reduce(p::global("collections", "OrderedDict"), {p::list({})})),
-      "m.pt: the dict 'w' is collections.OrderedDict with 1 arguments, "
-      "expected none in 'a/data.pkl' [byte 80]");
 }
 
 TEST(refuses_a_broken_pickle) {

@@ -26,6 +26,14 @@ constexpr uint64_t kZip64EndBytes = 56;
 constexpr uint64_t kZip64LocatorBytes = 20;
 constexpr uint64_t kLongestCommentBytes = 0xFFFF;
 
+// Local headers are viewed block by block, not read one by one, from this many
+// in a block on: a mean distance of 32 KiB, about as far as a disk reads ahead
+// anyway. A block is what the kernel reads and maps as one, and no more than
+// any memory limit lets a stream have.
+constexpr uint64_t kViewBytes = uint64_t{2} << 20;
+constexpr size_t kFewestViewedHeaders = 64;
+constexpr uint64_t kNoHeader = ~uint64_t{0};
+
 // APPNOTE 4.5.3: the 64-bit values that replace fields of all ones.
 constexpr uint16_t kZip64ExtraId = 0x0001;
 constexpr uint64_t kAllOnes16 = 0xFFFF;
@@ -286,6 +294,124 @@ void apply_zip64_extra(
   // Without the extra field the value is what it says: 4 GiB - 1.
 }
 
+// The bytes of local headers, asked for in ascending order. A system call for
+// each would be most of the time that opening takes where they lie close
+// together; bringing in what is between them would be where they do not.
+class HeaderBytes {
+ public:
+  explicit HeaderBytes(const ByteSource& source) : source_(source) {}
+
+  // The kFewestViewedHeaders headers that come next begin up to here.
+  void expect_until(uint64_t file_offset) noexcept {
+    expected_until_ = file_offset;
+  }
+
+  // Valid until the next call.
+  // REQUIRES: the range is inside the source.
+  const std::byte* at(const ByteRange& range) {
+    if (!view_range_.contains(range)) {
+      const ByteRange block = intersect(
+          round_outward({range.begin, range.begin + 1}, kViewBytes),
+          {0, source_.size_bytes()});
+      if (!block.contains(range) || expected_until_ >= block.end) {
+        buffer_.resize(range.size_bytes());
+        source_.read(range.begin, buffer_);
+        return buffer_.data();
+      }
+      view_ = {};  // at no time two
+      view_ = source_.view(block);
+      view_range_ = block;
+    }
+    return view_.bytes.data() + (range.begin - view_range_.begin);
+  }
+
+ private:
+  const ByteSource& source_;
+  uint64_t expected_until_ = kNoHeader;
+  ByteView view_;
+  ByteRange view_range_;
+  std::vector<std::byte> buffer_;
+};
+
+// Where a record has to end, and the record that begins there; none where the
+// central directory does.
+struct RecordLimit {
+  uint64_t file_offset = 0;
+  const ZipEntry* successor = nullptr;
+};
+
+// APPNOTE 4.3.7: a record's bytes follow its local header, whose extra field
+// may differ in length from the central one (torch pads there).
+ByteRange locate_data(
+    const ByteSource& source,
+    HeaderBytes& headers,
+    const ZipEntry& entry,
+    const RecordLimit& limit) {
+  const uint64_t offset = entry.local_header_offset;
+  const auto fail_overlap = [&](const std::string& part) {
+    fail(
+        source,
+        "the " + part + " of record " + quoted(entry.name) +
+            " reaches past byte " + std::to_string(limit.file_offset) +
+            ", expected it to end in front of " +
+            (limit.successor == nullptr
+                 ? "the central directory"
+                 : "record " + quoted(limit.successor->name)),
+        offset);
+  };
+  const uint64_t fixed_bytes = kLocalHeaderBytes + entry.name.size();
+  if (offset > limit.file_offset || fixed_bytes > limit.file_offset - offset) {
+    fail_overlap("local header");
+  }
+  const std::byte* const header = headers.at({offset, offset + fixed_bytes});
+  if (load_u32(header) != kLocalHeaderSignature) {
+    fail(
+        source,
+        "found " + hex_signature(header) +
+            ", expected the local header of record " + quoted(entry.name) +
+            " (50 4b 03 04)",
+        offset);
+  }
+  const uint64_t name_bytes = load_u16(header + 26);
+  const uint64_t extra_bytes = load_u16(header + 28);
+  if (name_bytes != entry.name.size()) {
+    fail(
+        source,
+        "the local header of record " + quoted(entry.name) + " has a name of " +
+            std::to_string(name_bytes) + " bytes, expected " +
+            std::to_string(entry.name.size()) + " as in the central directory",
+        offset);
+  }
+  const std::string_view local_name{
+      reinterpret_cast<const char*>(header) + kLocalHeaderBytes,
+      name_bytes};
+  if (local_name != entry.name) {
+    fail(
+        source,
+        "the local header has the name " + quoted(local_name) + ", expected " +
+            quoted(entry.name) + " as in the central directory",
+        offset);
+  }
+  if (load_u16(header + 8) != entry.method) {
+    fail(
+        source,
+        "the local header of record " + quoted(entry.name) +
+            " has compression method " + std::to_string(load_u16(header + 8)) +
+            ", expected " + std::to_string(entry.method) +
+            " as in the central directory",
+        offset);
+  }
+  const uint64_t header_bytes = fixed_bytes + extra_bytes;
+  if (header_bytes > limit.file_offset - offset) {
+    fail_overlap("local header");
+  }
+  const uint64_t data_begin = offset + header_bytes;
+  if (entry.compressed_size_bytes > limit.file_offset - data_begin) {
+    fail_overlap("data");
+  }
+  return {data_begin, data_begin + entry.compressed_size_bytes};
+}
+
 }  // namespace
 
 ZipDirectory ZipDirectory::read(const ByteSource& source) {
@@ -403,8 +529,6 @@ void ZipDirectory::parse_entries(
   }
 }
 
-// APPNOTE 4.3.7: a record's bytes follow its local header, whose extra field
-// may differ in length from the central one (torch pads there).
 void ZipDirectory::resolve_data_ranges(
     const ByteSource& source,
     uint64_t directory_begin) {
@@ -417,80 +541,22 @@ void ZipDirectory::resolve_data_ranges(
   if (!std::is_sorted(ascending.begin(), ascending.end(), is_before)) {
     std::sort(ascending.begin(), ascending.end(), is_before);
   }
+  const auto offset_of = [&](size_t i) {
+    return entries_[ascending[i]].local_header_offset;
+  };
 
-  std::vector<std::byte> header(kLocalHeaderBytes + kAllOnes16);
+  HeaderBytes headers(source);
   for (size_t i = 0; i < ascending.size(); ++i) {
-    ZipEntry& entry = entries_[ascending[i]];
-    const uint64_t offset = entry.local_header_offset;
     // What the record may not reach into: its successor or the directory.
-    uint64_t limit = directory_begin;
-    if (i + 1 < ascending.size()) {
-      limit = std::min(limit, entries_[ascending[i + 1]].local_header_offset);
+    RecordLimit limit{directory_begin, nullptr};
+    if (i + 1 < ascending.size() && offset_of(i + 1) < directory_begin) {
+      limit = {offset_of(i + 1), &entries_[ascending[i + 1]]};
     }
-    const auto fail_overlap = [&](const std::string& part) {
-      fail(
-          source,
-          "the " + part + " of record " + quoted(entry.name) +
-              " reaches past byte " + std::to_string(limit) +
-              ", expected it to end in front of " +
-              (limit == directory_begin
-                   ? "the central directory"
-                   : "record " + quoted(entries_[ascending[i + 1]].name)),
-          offset);
-    };
-    const uint64_t fixed_bytes = kLocalHeaderBytes + entry.name.size();
-    if (offset > limit || fixed_bytes > limit - offset) {
-      fail_overlap("local header");
-    }
-    source.read(offset, {header.data(), fixed_bytes});
-    if (load_u32(header.data()) != kLocalHeaderSignature) {
-      fail(
-          source,
-          "found " + hex_signature(header.data()) +
-              ", expected the local header of record " + quoted(entry.name) +
-              " (50 4b 03 04)",
-          offset);
-    }
-    const uint64_t name_bytes = load_u16(header.data() + 26);
-    const uint64_t extra_bytes = load_u16(header.data() + 28);
-    if (name_bytes != entry.name.size()) {
-      fail(
-          source,
-          "the local header of record " + quoted(entry.name) +
-              " has a name of " + std::to_string(name_bytes) +
-              " bytes, expected " + std::to_string(entry.name.size()) +
-              " as in the central directory",
-          offset);
-    }
-    const std::string_view local_name{
-        reinterpret_cast<const char*>(header.data()) + kLocalHeaderBytes,
-        name_bytes};
-    if (local_name != entry.name) {
-      fail(
-          source,
-          "the local header has the name " + quoted(local_name) +
-              ", expected " + quoted(entry.name) +
-              " as in the central directory",
-          offset);
-    }
-    if (load_u16(header.data() + 8) != entry.method) {
-      fail(
-          source,
-          "the local header of record " + quoted(entry.name) +
-              " has compression method " +
-              std::to_string(load_u16(header.data() + 8)) + ", expected " +
-              std::to_string(entry.method) + " as in the central directory",
-          offset);
-    }
-    const uint64_t header_bytes = fixed_bytes + extra_bytes;
-    if (header_bytes > limit - offset) {
-      fail_overlap("local header");
-    }
-    const uint64_t data_begin = offset + header_bytes;
-    if (entry.compressed_size_bytes > limit - data_begin) {
-      fail_overlap("data");
-    }
-    entry.data_range = {data_begin, data_begin + entry.compressed_size_bytes};
+    const size_t last_of_many = i + kFewestViewedHeaders - 1;
+    headers.expect_until(
+        last_of_many < ascending.size() ? offset_of(last_of_many) : kNoHeader);
+    ZipEntry& entry = entries_[ascending[i]];
+    entry.data_range = locate_data(source, headers, entry, limit);
   }
 }
 

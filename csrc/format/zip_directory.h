@@ -44,8 +44,9 @@ class ZipDirectory {
   // directory and do not overlap; a stored entry has equal sizes.
   // THROWS: CheckpointError Corrupt when the file is truncated or its headers
   // contradict each other, Unsupported for encrypted or multi-volume archives.
-  // Cost: one read of the directory and one small read for each entry, in
-  // ascending order; O(entries) memory, checked against the file's size.
+  // Cost: one read of the directory, and of the local headers in ascending
+  // order: one small read for each, or one view of 2 MiB at a time where many
+  // of them lie in it; O(entries) memory, checked against the file's size.
   [[nodiscard]] static ZipDirectory read(const ByteSource& source);
 
   // In the order of the central directory.

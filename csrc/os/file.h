@@ -32,6 +32,10 @@ class File final : public ByteSource {
     return size_bytes_;
   }
   void read(uint64_t file_offset, std::span<std::byte> out) const override;
+  // Maps the pages of the range, read-only, until the view goes. Read from the
+  // disk in blocks of 2 MiB where the file system can, so that the page cache
+  // holds them as the stream likes them.
+  [[nodiscard]] ByteView view(const ByteRange& range) const override;
 
   // The size now: smaller than size_bytes() once the file was truncated.
   [[nodiscard]] uint64_t current_size_bytes() const;
@@ -41,6 +45,14 @@ class File final : public ByteSource {
   }
 
  private:
+  // THROWS: Corrupt when [file_offset, file_offset + byte_count) is not inside
+  // the file as it was opened.
+  void check_inside(uint64_t file_offset, uint64_t byte_count) const;
+  // THROWS: Corrupt when the range is no longer inside the file.
+  void check_unshrunk(const ByteRange& range) const;
+  [[noreturn]] void fail_shrunk(uint64_t file_offset, uint64_t missing_bytes)
+      const;
+
   std::string path_;
   uint64_t size_bytes_ = 0;
   int descriptor_ = -1;

@@ -211,6 +211,9 @@ TEST(shard_index_is_bounded) {
     void read(uint64_t, std::span<std::byte>) const override {
       throw CheckpointError(ErrorKind::kIo, path_, "was read");
     }
+    ByteView view(const ByteRange&) const override {
+      throw CheckpointError(ErrorKind::kIo, path_, "was viewed");
+    }
 
    private:
     std::string path_ = "m.json";

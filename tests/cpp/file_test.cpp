@@ -3,8 +3,10 @@
 #include <sys/stat.h>
 
 #include <array>
+#include <fstream>
 #include <limits>
 #include <memory>
+#include <string>
 
 #include "base/error.h"
 #include "os/mapped_file.h"
@@ -53,6 +55,62 @@ TEST(a_file_that_shrinks_is_an_error) {
           ": the file has shrunk from 10000 bytes while it was read, expected "
           "4 more [byte 5000]",
       file.read(5000, bytes));
+}
+
+TEST(a_view_shows_any_range_and_goes) {
+  const TemporaryFile path(20000);
+  const File file(path.path());
+  const auto mapping_count = [&] {
+    std::ifstream maps("/proc/self/maps");
+    size_t count = 0;
+    for (std::string line; std::getline(maps, line);) {
+      count += line.ends_with(path.path()) ? 1 : 0;
+    }
+    return count;
+  };
+  for (const ByteRange range :
+       {ByteRange{0, 1},
+        ByteRange{0, 4096},
+        ByteRange{4095, 4097},
+        ByteRange{5000, 20000},
+        ByteRange{19999, 20000}}) {
+    ByteView view = file.view(range);
+    EXPECT_EQ(view.bytes.size(), range.size_bytes());
+    for (uint64_t i = 0; i < view.bytes.size(); ++i) {
+      EXPECT_EQ(static_cast<char>(view.bytes[i]), pattern_at(range.begin + i));
+    }
+    EXPECT_EQ(mapping_count(), 1U);
+    const ByteView copy = view;
+    view = {};
+    EXPECT_EQ(static_cast<char>(copy.bytes[0]), pattern_at(range.begin));
+  }
+  EXPECT_EQ(mapping_count(), 0U);
+  EXPECT_EQ(file.view({20000, 20000}).bytes.size(), 0U);
+  EXPECT_THROWS(
+      CheckpointError,
+      path.path() + ": found 20000 bytes, expected 2 more [byte 19999]",
+      (void)file.view({19999, 20001}));
+}
+
+TEST(a_view_of_a_file_that_shrank_is_an_error) {
+  const TemporaryFile path(20000);
+  const File file(path.path());
+  const ByteView early = file.view({0, 4096});
+  EXPECT_EQ(::truncate(path.path().c_str(), 5000), 0);
+  EXPECT_EQ(file.view({0, 5000}).bytes.size(), 5000U);
+  EXPECT_THROWS(
+      CheckpointError,
+      path.path() +
+          ": the file has shrunk from 20000 bytes while it was read, expected "
+          "1000 more [byte 5000]",
+      (void)file.view({0, 6000}));
+  EXPECT_THROWS(
+      CheckpointError,
+      path.path() +
+          ": the file has shrunk from 20000 bytes while it was read, expected "
+          "10 more [byte 8000]",
+      (void)file.view({8000, 8010}));
+  EXPECT_EQ(static_cast<char>(early.bytes[4095]), pattern_at(4095));
 }
 
 TEST(what_is_no_regular_file_is_refused_by_name) {

@@ -2,8 +2,8 @@
 // told to lie, and pickles put together from expressions.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <initializer_list>
 #include <optional>
 #include <span>
@@ -29,20 +29,28 @@ class MemorySource final : public ByteSource {
     return bytes_.size();
   }
   void read(uint64_t file_offset, std::span<std::byte> out) const override {
+    const auto bytes = bytes_in(file_offset, out.size());
+    std::copy(bytes.begin(), bytes.end(), out.begin());
+  }
+  [[nodiscard]] ByteView view(const ByteRange& range) const override {
+    return {bytes_in(range.begin, range.size_bytes()), nullptr};
+  }
+
+ private:
+  [[nodiscard]] std::span<const std::byte> bytes_in(
+      uint64_t file_offset,
+      uint64_t byte_count) const {
     if (file_offset > bytes_.size() ||
-        out.size() > bytes_.size() - file_offset) {
+        byte_count > bytes_.size() - file_offset) {
       throw CheckpointError(
           ErrorKind::kCorrupt,
           path_,
           "read outside the source",
           file_offset);
     }
-    if (!out.empty()) {
-      std::memcpy(out.data(), bytes_.data() + file_offset, out.size());
-    }
+    return std::as_bytes(std::span(bytes_)).subspan(file_offset, byte_count);
   }
 
- private:
   std::string path_;
   std::string bytes_;
 };

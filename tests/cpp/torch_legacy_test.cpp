@@ -318,6 +318,9 @@ class HugeSource final : public ByteSource {
           std::min<size_t>(out.size(), head_.size() - file_offset));
     }
   }
+  [[nodiscard]] ByteView view(const ByteRange&) const override {
+    throw CheckpointError(ErrorKind::kIo, path_, "was viewed");
+  }
 
  private:
   std::string path_ = "huge.pt";

@@ -1,6 +1,16 @@
 #include "format/zip_directory.h"
 
+#include <unistd.h>
+
+#include <fstream>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "memory_source.h"
+#include "os/file.h"
+#include "temporary_file.h"
 #include "test_macros.h"
 
 namespace ckpt_streamer::format {
@@ -312,6 +322,224 @@ TEST(refuses_an_extra_field_that_reaches_into_the_directory) {
       file,
       "m.pt: the local header of record 'a/x' reaches past byte 38, expected "
       "it to end in front of the central directory [byte 0]");
+}
+
+// Counts what is read and viewed of a file.
+class CountingSource final : public ByteSource {
+ public:
+  explicit CountingSource(std::string bytes) : source_(std::move(bytes)) {}
+
+  const std::string& path() const noexcept override {
+    return source_.path();
+  }
+  uint64_t size_bytes() const noexcept override {
+    return source_.size_bytes();
+  }
+  void read(uint64_t file_offset, std::span<std::byte> out) const override {
+    ++read_count;
+    source_.read(file_offset, out);
+  }
+  ByteView view(const ByteRange& range) const override {
+    EXPECT(live_view_.expired());  // one at a time
+    const auto keeper = std::make_shared<const int>(0);
+    live_view_ = keeper;
+    views.push_back(range);
+    return {source_.view(range).bytes, keeper};
+  }
+
+  mutable size_t read_count = 0;
+  mutable std::vector<ByteRange> views;
+
+ private:
+  MemorySource source_;
+  mutable std::weak_ptr<const int> live_view_;
+};
+
+constexpr uint64_t kViewBytes = uint64_t{2} << 20;
+// The end record, where a zip64 locator would be, and the directory.
+constexpr size_t kDirectoryReads = 3;
+
+// Records "a/00000", "a/00001", ... of `data_bytes` each, the first behind
+// `padding_bytes` more.
+std::vector<ZipRecord> many_records(
+    size_t count,
+    size_t data_bytes,
+    size_t padding_bytes = 0) {
+  std::vector<ZipRecord> records;
+  for (size_t i = 0; i < count; ++i) {
+    const std::string digits = std::to_string(100000 + i).substr(1);
+    records.push_back({"a/" + digits, std::string(data_bytes, 'x')});
+  }
+  records.front().data.append(padding_bytes, 'x');
+  return records;
+}
+
+TEST(views_local_headers_that_lie_close_together) {
+  const size_t header_bytes = 30 + 7;
+  const std::string file = build_zip(many_records(3000, 1000 - header_bytes));
+  const CountingSource source(file);
+  const ZipDirectory directory = ZipDirectory::read(source);
+  for (size_t i = 0; i < 3000; ++i) {
+    EXPECT_EQ(directory.entries()[i].data_range.begin, 1000 * i + header_bytes);
+  }
+  EXPECT_EQ(source.views.size(), 2U);
+  EXPECT(source.views[0] == (ByteRange{0, kViewBytes}));
+  EXPECT(source.views[1] == (ByteRange{kViewBytes, file.size()}));
+  EXPECT_EQ(source.read_count, kDirectoryReads);
+}
+
+TEST(reads_local_headers_that_lie_far_apart) {
+  // 63 in a block, 64 of which would be viewed.
+  const CountingSource source(build_zip(many_records(130, kViewBytes / 63)));
+  const ZipDirectory directory = ZipDirectory::read(source);
+  EXPECT_EQ(directory.entries().size(), 130U);
+  EXPECT(source.views.empty());
+  EXPECT_EQ(source.read_count, kDirectoryReads + 130);
+}
+
+TEST(views_no_block_for_its_last_few_headers) {
+  // 40 records end the first block, 63 begin the second.
+  const size_t record_bytes = 30 + 7 + 5;
+  const CountingSource source(
+      build_zip(many_records(103, 5, kViewBytes - 40 * record_bytes)));
+  EXPECT_EQ(ZipDirectory::read(source).entries().size(), 103U);
+  EXPECT(source.views.empty());
+}
+
+TEST(a_file_that_shrinks_between_two_views_is_an_error) {
+  // A file on disk that is cut to its first block once that has been viewed.
+  class ShrinkingFile final : public ByteSource {
+   public:
+    explicit ShrinkingFile(const std::string& path) : file_(path) {}
+    const std::string& path() const noexcept override {
+      return file_.path();
+    }
+    uint64_t size_bytes() const noexcept override {
+      return file_.size_bytes();
+    }
+    void read(uint64_t file_offset, std::span<std::byte> out) const override {
+      file_.read(file_offset, out);
+    }
+    ByteView view(const ByteRange& range) const override {
+      ByteView view = file_.view(range);
+      EXPECT_EQ(::truncate(path().c_str(), kViewBytes + 10), 0);
+      return view;
+    }
+
+   private:
+    os::File file_;
+  };
+  const testing::TemporaryFile path(0);
+  const std::string bytes = build_zip(many_records(3000, 963));
+  std::ofstream(path.path(), std::ios::binary) << bytes;
+  EXPECT_THROWS(
+      CheckpointError,
+      path.path() + ": the file has shrunk from " +
+          std::to_string(bytes.size()) + " bytes while it was read, expected " +
+          std::to_string(bytes.size() - kViewBytes - 10) +
+          " more [byte 2097162]",
+      ZipDirectory::read(ShrinkingFile(path.path())));
+}
+
+TEST(local_headers_may_straddle_blocks_anywhere) {
+  // Moves a header byte by byte across the end of a block.
+  const size_t record_bytes = 30 + 7 + 5;
+  for (size_t shift = 0; shift <= record_bytes; ++shift) {
+    const size_t padding = kViewBytes - 100 * record_bytes - shift;
+    const std::string file = build_zip(many_records(300, 5, padding));
+    const CountingSource source(file);
+    const ZipDirectory directory = ZipDirectory::read(source);
+    for (size_t i = 1; i < 300; ++i) {
+      EXPECT_EQ(
+          directory.entries()[i].data_range.begin,
+          padding + record_bytes * i + 37);
+    }
+    EXPECT_EQ(source.views.size(), 2U);
+    const bool straddles = shift > 0 && shift < 37;
+    EXPECT_EQ(source.read_count, kDirectoryReads + (straddles ? 1 : 0));
+  }
+}
+
+TEST(headers_in_views_are_checked_as_those_read) {
+  const size_t record_bytes = 30 + 7 + 5;
+  const std::string file = build_zip(many_records(500, 5));
+  const auto expect_with =
+      [&](size_t record, size_t at, char byte, const std::string& message) {
+        std::string bad = file;
+        bad[record * record_bytes + at] = byte;
+        const CountingSource source(bad);
+        EXPECT_THROWS(CheckpointError, message, ZipDirectory::read(source));
+        EXPECT_EQ(source.views.size(), 1U);
+      };
+  expect_with(
+      300,
+      0,
+      'Q',
+      "m.pt: found 51 4b 03 04, expected the local header of record 'a/00300' "
+      "(50 4b 03 04) [byte 12600]");
+  expect_with(
+      300,
+      30 + 6,
+      '9',
+      "m.pt: the local header has the name 'a/00309', expected 'a/00300' as in "
+      "the central directory [byte 12600]");
+  expect_with(
+      300,
+      28,
+      6,
+      "m.pt: the local header of record 'a/00300' reaches past byte 12642, "
+      "expected it to end in front of record 'a/00301' [byte 12600]");
+  expect_with(
+      300,
+      28,
+      5,
+      "m.pt: the data of record 'a/00300' reaches past byte 12642, expected it "
+      "to end in front of record 'a/00301' [byte 12600]");
+}
+
+TEST(hostile_offsets_among_many_are_not_viewed) {
+  std::vector<ZipRecord> records = many_records(500, 5);
+  records[300].local_offset = 0xFFFFFFF0;
+  expect_corrupt(
+      build_zip(records),
+      "m.pt: the local header of record 'a/00300' reaches past byte 21000, "
+      "expected it to end in front of the central directory [byte "
+      "4294967280]");
+  // Backwards, and all in one place.
+  std::string file = build_zip(many_records(500, 5));
+  const size_t directory = 500 * 42;
+  std::string offsets_reversed = file;
+  for (size_t i = 0; i < 500; ++i) {
+    offsets_reversed.replace(
+        directory + i * 53 + 42,
+        4,
+        testing::little_endian((499 - i) * 42, 4));
+  }
+  expect_corrupt(
+      offsets_reversed,
+      "m.pt: the local header has the name 'a/00000', expected 'a/00499' as in "
+      "the central directory [byte 0]");
+  for (size_t i = 0; i < 500; ++i) {
+    file.replace(directory + i * 53 + 42, 4, testing::little_endian(42, 4));
+  }
+  expect_corrupt(
+      file,
+      "m.pt: the local header of record 'a/00000' reaches past byte 42, "
+      "expected it to end in front of record 'a/00001' [byte 42]");
+}
+
+TEST(many_records_may_be_listed_in_any_order) {
+  const std::string file = build_zip(many_records(500, 5));
+  std::string reversed = file.substr(0, 500 * 42);
+  for (size_t i = 500; i-- > 0;) {
+    reversed += file.substr(500 * 42 + i * 53, 53);
+  }
+  reversed += file.substr(500 * 42 + 500 * 53);
+  const ZipDirectory directory = read(reversed);
+  EXPECT_EQ(std::string(directory.entries()[0].name), "a/00499");
+  for (size_t i = 0; i < 500; ++i) {
+    EXPECT_EQ(directory.entries()[499 - i].data_range.begin, i * 42 + 37);
+  }
 }
 
 TEST(escapes_names_in_messages) {

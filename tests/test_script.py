@@ -42,6 +42,18 @@ def sum_tensors(tensors: dict[str, Tensor], memory_limit_bytes: int) -> Tensor:
     return total / 2
 
 
+@torch.jit.script
+def convert_file(path: str, memory_limit_bytes: int) -> dict[str, Tensor]:
+    handle = torch.ops.ckpt_streamer.open(
+        path, memory_limit_bytes, dtype=torch.bfloat16
+    )
+    converted: dict[str, Tensor] = {}
+    while handle.has_next():
+        name, tensor = handle.next()
+        converted[name] = tensor
+    return converted
+
+
 class Summing(torch.nn.Module):
     """Makes its handle inside a method: a handle itself cannot be saved."""
 
@@ -50,6 +62,19 @@ class Summing(torch.nn.Module):
         total = torch.zeros(1, dtype=torch.float64)
         while handle.has_next():
             total += handle.next()[1].to(torch.float64).sum()
+        return total
+
+
+class SummingConverted(torch.nn.Module):
+    def forward(self, path: str, memory_limit_bytes: int) -> Tensor:
+        handle = torch.ops.ckpt_streamer.open(
+            path, memory_limit_bytes, dtype=torch.bfloat16
+        )
+        total = torch.zeros(1, dtype=torch.float64)
+        while handle.has_next():
+            tensor = handle.next()[1]
+            assert tensor.dtype == torch.bfloat16
+            total += tensor.to(torch.float64).sum()
         return total
 
 
@@ -76,6 +101,14 @@ def test_scripted_open(large_checkpoint: Path) -> None:
 def test_scripted_stream(large_checkpoint: Path) -> None:
     assert float(sum_tensors(load_mapped(large_checkpoint), 8 * MIB)) == EXPECTED
     assert resident_of(large_checkpoint).clean_bytes == 0
+
+
+def test_scripted_conversion(large_checkpoint: Path) -> None:
+    converted = convert_file(str(large_checkpoint), 8 * MIB)
+    assert resident_of(large_checkpoint).clean_bytes == 0
+    for name, tensor in load_mapped(large_checkpoint).items():
+        assert torch.equal(converted[name], tensor.to(torch.bfloat16))
+    assert len(converted) == 64
 
 
 def test_scripted_errors_have_the_same_text(tmp_path: Path) -> None:
@@ -137,7 +170,7 @@ def consumer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_cpp_program_without_python(
     consumer: Path, large_checkpoint: Path, tmp_path: Path
 ) -> None:
-    torch.jit.script(Summing()).save(tmp_path / "module.pt")
+    torch.jit.script(SummingConverted()).save(tmp_path / "module.pt")
     done = subprocess.run(
         [
             consumer,
@@ -155,6 +188,7 @@ def test_a_cpp_program_without_python(
     assert figures["first"] == "w0"
     assert figures["count"] == "64"
     assert float(figures["sum"]) == float(figures["module_sum"]) == EXPECTED
+    assert float(figures["converted_sum"]) == EXPECTED
     assert 0 < int(figures["peak_bytes_resident"]) <= 8 * MIB
     assert int(figures["bytes_resident"]) == 0
     assert figures["has_python"] == "0"

@@ -16,6 +16,9 @@ class DictSource final : public TensorSource {
   [[nodiscard]] std::vector<ByteRange> spans() const override {
     return spans_;
   }
+  [[nodiscard]] ByteRange span(size_t index) const override {
+    return spans_[index];
+  }
   [[nodiscard]] std::string name(size_t index) const override {
     return entries_[index].first;
   }

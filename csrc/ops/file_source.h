@@ -15,6 +15,7 @@ class FileSource final : public TensorSource {
   explicit FileSource(std::shared_ptr<const CheckpointTensors> checkpoint);
 
   [[nodiscard]] std::vector<ByteRange> spans() const override;
+  [[nodiscard]] ByteRange span(size_t index) const override;
   [[nodiscard]] std::string name(size_t index) const override;
   // As CheckpointTensors::tensor().
   [[nodiscard]] at::Tensor tensor(size_t index) override;

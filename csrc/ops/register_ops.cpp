@@ -56,22 +56,25 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   refuse_pickling(window_handle);
 
   // A checkpoint file, or the index of a sharded one, read without Python and
-  // without executing anything in it.
+  // without executing anything in it. With a dtype, floating-point tensors are
+  // converted to it on their way (see ops/conversion.h).
   library.def(
-      "open(str path, int memory_limit_bytes) -> "
+      "open(str path, int memory_limit_bytes, *, ScalarType? dtype=None) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open);
 
   // Several files as one stream, in that order.
   library.def(
-      "open.paths(str[] paths, int memory_limit_bytes) -> "
+      "open.paths(str[] paths, int memory_limit_bytes, *, "
+      "ScalarType? dtype=None) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open_files);
 
   // Tensors in memory; those that are views of a private file mapping are
   // evicted behind the reader.
   library.def(
-      "stream(Dict(str, Tensor) tensors, int memory_limit_bytes) -> "
+      "stream(Dict(str, Tensor) tensors, int memory_limit_bytes, *, "
+      "ScalarType? dtype=None) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       stream_tensors);
 

@@ -13,8 +13,10 @@ namespace ckpt_streamer::ops {
 
 StreamHandle::StreamHandle(
     std::unique_ptr<TensorSource> source,
-    int64_t memory_limit_bytes)
+    int64_t memory_limit_bytes,
+    Conversion conversion)
     : source_(std::move(source)),
+      conversion_(std::move(conversion)),
       streamer_(
           source_->spans(),
           checked_limit(memory_limit_bytes),
@@ -50,10 +52,23 @@ std::tuple<std::string, at::Tensor> StreamHandle::next() {
     }
     std::tuple<std::string, at::Tensor> result(
         source_->name(position_),
-        source_->tensor(position_));
+        tensor_at(position_));
     ++position_;
     return result;
   });
+}
+
+at::Tensor StreamHandle::tensor_at(size_t position) {
+  at::Tensor tensor = source_->tensor(position);
+  if (!conversion_.changes(tensor)) {
+    if (reads_in_pieces_) {
+      streamer_.admit(position);
+    }
+    return tensor;
+  }
+  const uint64_t begin = source_->span(position).begin;
+  return reads_in_pieces_ ? conversion_.in_pieces(tensor, begin, streamer_)
+                          : conversion_(tensor, begin);
 }
 
 stream::WindowStreamer& StreamHandle::checked_streamer() {
@@ -64,6 +79,7 @@ stream::WindowStreamer& StreamHandle::checked_streamer() {
 void StreamHandle::enter(size_t window) {
   source_->check_readable();
   checked_streamer().enter(window);
+  reads_in_pieces_ = conversion_.is_wanted() && streamer_.is_over_limit();
   was_released_ = false;
   warn_if_not_held();
 }
@@ -76,6 +92,7 @@ void StreamHandle::release() {
 void StreamHandle::reset() {
   const std::lock_guard lock(mutex_);
   release_locked();
+  conversion_.forget();
   position_ = 0;
   window_ = 0;
 }
@@ -117,35 +134,43 @@ void StreamHandle::warn_if_not_held() {
 
 c10::intrusive_ptr<StreamHandle> open(
     const std::string& path,
-    int64_t memory_limit_bytes) {
+    int64_t memory_limit_bytes,
+    std::optional<at::ScalarType> dtype) {
   checked_limit(memory_limit_bytes);  // before any I/O
+  Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
         std::make_unique<FileSource>(
             std::make_shared<const CheckpointTensors>(path)),
-        memory_limit_bytes);
+        memory_limit_bytes,
+        std::move(conversion));
   });
 }
 
 c10::intrusive_ptr<StreamHandle> open_files(
     const std::vector<std::string>& paths,
-    int64_t memory_limit_bytes) {
+    int64_t memory_limit_bytes,
+    std::optional<at::ScalarType> dtype) {
   checked_limit(memory_limit_bytes);  // before any I/O
+  Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
         std::make_unique<FileSource>(
             std::make_shared<const CheckpointTensors>(std::span(paths))),
-        memory_limit_bytes);
+        memory_limit_bytes,
+        std::move(conversion));
   });
 }
 
 c10::intrusive_ptr<StreamHandle> stream_tensors(
     const c10::Dict<std::string, at::Tensor>& tensors,
-    int64_t memory_limit_bytes) {
+    int64_t memory_limit_bytes,
+    std::optional<at::ScalarType> dtype) {
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
         std::make_unique<DictSource>(tensors),
-        memory_limit_bytes);
+        memory_limit_bytes,
+        Conversion(dtype));
   });
 }
 

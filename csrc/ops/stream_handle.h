@@ -14,10 +14,12 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "ops/conversion.h"
 #include "ops/tensor_source.h"
 #include "stream/window_streamer.h"
 
@@ -27,7 +29,8 @@ class StreamHandle final : public torch::CustomClassHolder {
  public:
   StreamHandle(
       std::unique_ptr<TensorSource> source,
-      int64_t memory_limit_bytes);
+      int64_t memory_limit_bytes,
+      Conversion conversion);
   ~StreamHandle() override;
 
   // Whether next() has another tensor. Once it has none, the pages of the last
@@ -35,8 +38,8 @@ class StreamHandle final : public torch::CustomClassHolder {
   bool has_next();
 
   // The next (name, tensor), in the order of the stream. Names are keys joined
-  // by '.'. The tensor is a view: see FileSource::tensor(); from a dict it is
-  // the dict's own.
+  // by '.'. The tensor is a view: see CheckpointTensors::tensor(); from a dict
+  // it is the dict's own. If it was converted, see Conversion.
   // THROWS: c10::IndexError past the end; c10::ValueError when the file has
   // shrunk since it was opened (looked at once a window).
   std::tuple<std::string, at::Tensor> next();
@@ -62,6 +65,7 @@ class StreamHandle final : public torch::CustomClassHolder {
   int64_t peak_bytes_resident();
 
  private:
+  at::Tensor tensor_at(size_t position);
   stream::WindowStreamer& checked_streamer();
   void enter(size_t window);
   void release_locked();
@@ -69,27 +73,37 @@ class StreamHandle final : public torch::CustomClassHolder {
 
   mutable std::mutex mutex_;
   std::unique_ptr<TensorSource> source_;
+  Conversion conversion_;
   // After source_: releases its pages while the source still holds them.
   stream::WindowStreamer streamer_;
   size_t position_ = 0;
   size_t window_ = 0;          // the next one to enter
   bool was_released_ = false;  // since the last one was entered
+  // Whether the one entered last holds a tensor larger than the limit, to be
+  // converted in pieces.
+  bool reads_in_pieces_ = false;
   bool warned_ = false;
 };
 
-// torch.ops.ckpt_streamer.open(str path, int memory_limit_bytes)
+// torch.ops.ckpt_streamer.open(str path, int memory_limit_bytes, *,
+//     ScalarType? dtype=None)
 c10::intrusive_ptr<StreamHandle> open(
     const std::string& path,
-    int64_t memory_limit_bytes);
+    int64_t memory_limit_bytes,
+    std::optional<at::ScalarType> dtype);
 
-// torch.ops.ckpt_streamer.open(str[] paths, int memory_limit_bytes)
+// torch.ops.ckpt_streamer.open(str[] paths, int memory_limit_bytes, *,
+//     ScalarType? dtype=None)
 c10::intrusive_ptr<StreamHandle> open_files(
     const std::vector<std::string>& paths,
-    int64_t memory_limit_bytes);
+    int64_t memory_limit_bytes,
+    std::optional<at::ScalarType> dtype);
 
-// torch.ops.ckpt_streamer.stream(Dict(str, Tensor), int memory_limit_bytes)
+// torch.ops.ckpt_streamer.stream(Dict(str, Tensor), int memory_limit_bytes, *,
+//     ScalarType? dtype=None)
 c10::intrusive_ptr<StreamHandle> stream_tensors(
     const c10::Dict<std::string, at::Tensor>& tensors,
-    int64_t memory_limit_bytes);
+    int64_t memory_limit_bytes,
+    std::optional<at::ScalarType> dtype);
 
 }  // namespace ckpt_streamer::ops

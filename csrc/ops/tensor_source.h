@@ -24,6 +24,7 @@ class TensorSource {
   [[nodiscard]] virtual std::vector<ByteRange> spans() const = 0;
 
   // REQUIRES: index < spans().size().
+  [[nodiscard]] virtual ByteRange span(size_t index) const = 0;
   [[nodiscard]] virtual std::string name(size_t index) const = 0;
   [[nodiscard]] virtual at::Tensor tensor(size_t index) = 0;
 

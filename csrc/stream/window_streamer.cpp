@@ -284,6 +284,23 @@ void WindowStreamer::admit(size_t index) {
   }
 }
 
+void WindowStreamer::enter_piece(const ByteRange& piece) {
+  begin_if_idle();
+  drop_live(piece);
+  live_.add(piece);
+  if (rules_.pins_edges() && !piece.empty()) {
+    pin_edges(round_outward(piece, rules_.block_bytes));
+  }
+}
+
+uint64_t WindowStreamer::piece_bytes() const noexcept {
+  // Wherever it begins, it reaches into two blocks more than it fills.
+  const uint64_t edges = 2 * rules_.block_bytes;
+  return std::max(
+      rules_.memory_limit_bytes - std::min(rules_.memory_limit_bytes, edges),
+      os::page_size_bytes());
+}
+
 // A fault at an edge of the extent may map the rest of its fault block as well,
 // outside the window. So the extent's pages in that block are made resident
 // here and those outside are dropped: with every inner page mapped, no further

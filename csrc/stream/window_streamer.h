@@ -97,6 +97,20 @@ class WindowStreamer {
   // REQUIRES: index < the number of spans.
   void admit(size_t index);
 
+  // For a span larger than the limit, read in pieces one after the other: makes
+  // a part of it the only thing that is live, after dropping what was. I1 holds
+  // for pieces of up to piece_bytes(), wherever they begin. An empty piece:
+  // nothing is live.
+  // REQUIRES: the piece lies in a span.
+  void enter_piece(const ByteRange& piece);
+  [[nodiscard]] uint64_t piece_bytes() const noexcept;
+
+  // Whether what is live exceeds the limit: a span larger than it, with the
+  // spans that share its memory.
+  [[nodiscard]] bool is_over_limit() const noexcept {
+    return live_.extent_bytes() > rules_.memory_limit_bytes;
+  }
+
   // Drops all clean pages of all spans, also those that came back since the
   // last release. What is live has to be entered or admitted again before it is
   // touched, or the limit holds to within two fault blocks only.

@@ -86,6 +86,41 @@ TEST(a_tensor_above_the_limit_is_measured_and_told) {
   EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
 }
 
+TEST(pieces_of_a_tensor_above_the_limit_hold_it) {
+  const TemporaryFile file(kFileSize);
+  for (const uint64_t limit : {4 * kMiB, 5 * kMiB, 32 * kMiB, 40 * kMiB}) {
+    const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+    mapping.touch();  // resident from before the stream
+    const ByteRange span = {mapping.range().begin + 64, mapping.range().end};
+    WindowStreamer streamer({span}, limit);
+    streamer.enter(0);
+    EXPECT(streamer.is_over_limit());
+    EXPECT(limit / 2 < streamer.piece_bytes());
+    for (const ByteRange& piece :
+         cut(mapping.range(), 64, streamer.piece_bytes())) {
+      streamer.enter_piece(piece);
+      EXPECT(!streamer.is_over_limit());
+      EXPECT(streamer.invariants_hold());
+      touch(piece);
+      EXPECT(mapping.resident().clean_bytes >= piece.size_bytes());
+      EXPECT(mapping.resident().clean_bytes <= limit);
+    }
+    streamer.enter_piece({});
+    EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+    EXPECT(streamer.figures().peak_resident_bytes <= limit);
+    EXPECT(streamer.figures().evicted_bytes >= span.size_bytes());
+    streamer.enter(0);
+    EXPECT(streamer.is_over_limit());
+  }
+}
+
+TEST(pieces_are_a_page_at_least) {
+  const TemporaryFile file(kMiB);
+  const TestMapping mapping(file.path(), kMiB, MAP_PRIVATE);
+  const WindowStreamer streamer({mapping.range()}, 1);
+  EXPECT_EQ(streamer.piece_bytes(), os::page_size_bytes());
+}
+
 TEST(admit_keeps_the_limit_in_any_order) {
   const TemporaryFile file(kFileSize);
   const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);

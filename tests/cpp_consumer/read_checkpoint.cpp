@@ -12,6 +12,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <optional>
 #include <string>
 
 namespace {
@@ -24,6 +25,17 @@ c10::IValue call(const c10::IValue& object, const std::string& method) {
   return stack.empty() ? c10::IValue() : stack.back();
 }
 
+c10::IValue open(
+    const std::string& path,
+    int64_t memory_limit_bytes,
+    std::optional<at::ScalarType> dtype) {
+  const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("ckpt_streamer::open", "");
+  torch::jit::Stack stack = {path, memory_limit_bytes, dtype};
+  op.callBoxed(stack);
+  return stack.back();
+}
+
 int run(int argc, char** argv) {
   if (dlopen(argv[1], RTLD_NOW | RTLD_GLOBAL) == nullptr) {
     std::fprintf(stderr, "%s\n", dlerror());
@@ -31,12 +43,8 @@ int run(int argc, char** argv) {
   }
   const std::string path = argv[2];
   const int64_t memory_limit_bytes = std::stoll(argv[3]);
-  const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("ckpt_streamer::open", "");
-  torch::jit::Stack stack = {path, memory_limit_bytes};
-  op.callBoxed(stack);
-  const c10::IValue handle = stack.back();
 
+  const c10::IValue handle = open(path, memory_limit_bytes, std::nullopt);
   std::string first;
   int count = 0;
   double sum = 0;
@@ -51,6 +59,16 @@ int run(int argc, char** argv) {
   for (const char* name : {"peak_bytes_resident", "bytes_resident"}) {
     std::printf("%s=%lld\n", name, (long long)call(handle, name).toInt());
   }
+
+  const c10::IValue converted = open(path, memory_limit_bytes, at::kBFloat16);
+  double converted_sum = 0;
+  while (call(converted, "has_next").toBool()) {
+    const auto item = call(converted, "next").toTuple();
+    const at::Tensor tensor = item->elements()[1].toTensor();
+    TORCH_CHECK(tensor.scalar_type() == at::kBFloat16, "not converted");
+    converted_sum += tensor.to(at::kDouble).sum().item<double>();
+  }
+  std::printf("converted_sum=%f\n", converted_sum);
   if (argc > 4) {
     torch::jit::Module module = torch::jit::load(argv[4]);
     const at::Tensor result =

@@ -158,10 +158,22 @@ std::string float_text(double value) {
   }
   // Not std::to_chars: Apple's libc++ has it for doubles on new systems only.
   std::array<char, 32> buffer{};
+  const auto reads_back = [&] {
+    return std::strtod(buffer.data(), nullptr) == value;
+  };
   for (int digits = 0; digits < 17; ++digits) {
     std::snprintf(buffer.data(), buffer.size(), "%.*e", digits, value);
-    if (std::strtod(buffer.data(), nullptr) == value) {
+    if (reads_back()) {
       break;
+    }
+    // Below a power of two the doubles are closer to each other than above it:
+    // there the digits next to the nearest may read back when those do not.
+    char& last = *(std::strchr(buffer.data(), 'e') - 1);
+    if (last != '9') {
+      ++last;
+      if (reads_back()) {
+        break;
+      }
     }
   }
   const std::string_view scientific = buffer.data();

@@ -450,6 +450,8 @@ TEST(text_helpers) {
   EXPECT_EQ(float_text(1e16), "1e+16");
   EXPECT_EQ(float_text(1.5e-5), "1.5e-05");
   EXPECT_EQ(float_text(5e-324), "5e-324");
+  EXPECT_EQ(float_text(0x1p-24), "5.960464477539063e-08");
+  EXPECT_EQ(float_text(-0x1p-44), "-5.684341886080802e-14");
 }
 
 }  // namespace

@@ -228,6 +228,24 @@ def test_unaligned_records_give_aligned_tensors(tmp_path: Path) -> None:
         assert tensor.data_ptr() % tensor.element_size() == 0
 
 
+@pytest.mark.parametrize("shift", range(8))
+def test_a_storage_is_aligned_to_all_its_tensors(tmp_path: Path, shift: int) -> None:
+    base = torch.arange(16, dtype=torch.uint8)
+    views = {str(t): base.view(t) for t in (torch.uint8, torch.uint16, torch.uint64)}
+    path = saved(tmp_path, views)
+    rezipped = tmp_path / "rezipped.pt"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(rezipped, "w") as target:
+        # The first record's length shifts those behind it.
+        target.writestr("saved/padding", b"x" * shift)
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    tensors = dict(read_all(OPEN(str(rezipped), MIB)))
+    for name, tensor in tensors.items():
+        assert tensor.data_ptr() % tensor.element_size() == 0
+        assert torch.equal(tensor, views[name])
+    assert len({t.data_ptr() for t in tensors.values()}) == 1
+
+
 # The handle
 
 

@@ -75,12 +75,25 @@ CheckpointTensors::CheckpointTensors(const std::string& path)
     : index_(format::read_checkpoint(path, files_)),
       live_storages_(std::make_shared<LiveStorages>(index_.storages.size())) {
   files_.map(index_.files);
+  find_misaligned();
 }
 
 CheckpointTensors::CheckpointTensors(std::span<const std::string> paths)
     : index_(format::read_checkpoint(paths, files_)),
       live_storages_(std::make_shared<LiveStorages>(index_.storages.size())) {
   files_.map(index_.files);
+  find_misaligned();
+}
+
+// Mappings begin at pages, so offsets in the file tell.
+void CheckpointTensors::find_misaligned() {
+  for (const format::TensorRecord& tensor : index_.tensors) {
+    const ByteRange& range = index_.storages[tensor.storage_index].file_range;
+    if (range.begin % alignment_bytes(tensor.dtype) != 0) {
+      is_misaligned_.resize(index_.storages.size());
+      is_misaligned_[tensor.storage_index] = true;
+    }
+  }
 }
 
 CheckpointTensors::~CheckpointTensors() {
@@ -134,9 +147,7 @@ c10::Storage CheckpointTensors::storage(
   c10::DataPtr memory;
   if (range.empty()) {
     memory = c10::DataPtr(nullptr, c10::kCPU);
-  } else if (
-      reinterpret_cast<uint64_t>(address) % alignment_bytes(tensor.dtype) !=
-      0) {
+  } else if (!is_misaligned_.empty() && is_misaligned_[tensor.storage_index]) {
     memory = c10::GetCPUAllocator()->allocate(range.size_bytes());
     std::memcpy(memory.get(), address, range.size_bytes());
   } else {

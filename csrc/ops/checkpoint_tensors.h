@@ -39,8 +39,8 @@ class CheckpointTensors final {
   // one record share one storage as long as one of them lives; made again
   // later, they share its memory. The storage holds the mapping, so a tensor
   // outlives this. Writing to it is copy-on-write and never reaches the file. A
-  // record that is not aligned to its elements' size is copied to memory of its
-  // own.
+  // record that is not aligned to the elements of all its tensors is copied to
+  // memory of its own.
   // REQUIRES: tensor_index < index().tensors.size().
   [[nodiscard]] at::Tensor tensor(uint32_t tensor_index) const;
 
@@ -59,10 +59,15 @@ class CheckpointTensors final {
   }
 
  private:
+  void find_misaligned();
   [[nodiscard]] c10::Storage storage(const format::TensorRecord& tensor) const;
 
   MappedFiles files_;
   format::CheckpointIndex index_;
+  // By storage, whether an element of any of its tensors would be misaligned in
+  // the file; those of a storage of bytes may have several dtypes. Empty when
+  // none is.
+  std::vector<bool> is_misaligned_;
   std::shared_ptr<LiveStorages> live_storages_;
 };
 

@@ -2,6 +2,8 @@
 # make test   set up, then format, lint, types, C++ tests, Python tests
 # make bench  set up, then measure against plain mmap (some minutes, 6 GiB disk)
 # make check-sanitizers   C++ tests under ASan and UBSan
+# make check-real   published checkpoints against torch (downloads 300 MB)
+# make check-differential   generated checkpoints against torch, ten thousands
 # make tidy   clang-tidy over the layers below torch
 # make clean  remove what the others made
 #
@@ -22,7 +24,8 @@ TEST_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp/%.o)
 SANITIZED_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp-sanitized/%.o)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test bench bench-rss build check cpp-tests check-sanitizers format tidy clean
+.PHONY: demo test bench bench-rss build check cpp-tests check-sanitizers check-real \
+  check-differential format tidy clean
 
 demo: build
 	$(BIN)/python bench/demo.py
@@ -57,6 +60,14 @@ check-sanitizers: .cache/cpp-sanitized/run_tests
 .cache/cpp-sanitized/%.o: %.cpp
 	@mkdir -p $(dir $@)
 	$(CXX) $(TEST_FLAGS) $(SANITIZE) -O1 -c $< -o $@
+
+check-real: build
+	$(BIN)/python tests/real/check_real.py
+
+# Others each time; FACTOR times as many as in `make test`.
+FACTOR ?= 50
+check-differential: build
+	CKPT_STREAMER_EXAMPLE_FACTOR=$(FACTOR) $(BIN)/pytest tests/test_differential.py tests/test_safetensors.py
 
 -include $(TEST_OBJECTS:.o=.d) $(SANITIZED_OBJECTS:.o=.d)
 

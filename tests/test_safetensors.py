@@ -11,7 +11,8 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from mapped_checkpoints import MIB
 from torch import Tensor
@@ -157,7 +158,7 @@ def test_tensors_are_views_of_the_file(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(
     entries=st.dictionaries(
         st.text(max_size=8).filter(lambda name: name != "__metadata__"),
@@ -310,7 +311,7 @@ def test_as_lenient_as_the_reference(tmp_path: Path, header: str) -> None:
     assert_same(read_all(path), safetensors.torch.load(path.read_bytes()))
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(data=st.data())
 def test_mutants_are_refused_when_the_reference_refuses_them(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -1,6 +1,7 @@
 # make demo   set up, then run the main job on a checkpoint of more than 1 GiB
 # make test   set up, then format, lint, types, C++ tests, Python tests
 # make bench  set up, then measure against plain mmap (some minutes, 6 GiB disk)
+# make bench-apply  the same for loading into models, against load_state_dict
 # make check-sanitizers   C++ tests under ASan and UBSan
 # make check-real   published checkpoints against torch (downloads 300 MB)
 # make check-differential   generated checkpoints against torch, ten thousands
@@ -24,7 +25,7 @@ TEST_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp/%.o)
 SANITIZED_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp-sanitized/%.o)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test bench bench-rss build check cpp-tests check-sanitizers check-real \
+.PHONY: demo test bench bench-apply bench-rss build check cpp-tests check-sanitizers check-real \
   check-differential format tidy clean
 
 demo: build
@@ -36,6 +37,9 @@ test: check build
 bench: build
 	$(BIN)/python bench/iterate.py
 	$(BIN)/python bench/plot.py
+
+bench-apply: build
+	$(BIN)/python bench/apply.py
 
 bench-rss: build
 	$(BIN)/python bench/rss.py

@@ -34,6 +34,17 @@ def model_checkpoint(config: Config) -> Path:
     return _made(CACHE / f"{config.name}.pt", _save_model, config)
 
 
+def saved_checkpoint(name: str, state_dict: Callable[[], object]) -> Path:
+    """Return a file of a state_dict that this process makes."""
+    path = CACHE / f"{name}.pt"
+    if not path.exists():
+        CACHE.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        torch.save(state_dict(), partial)
+        partial.rename(path)
+    return path
+
+
 def _save_tensors(path: Path, count: int, elements: int) -> None:
     generator = torch.Generator().manual_seed(0)
     torch.save(

@@ -1,0 +1,258 @@
+"""``load_state_dict``'s recursion in linear time, its reads admitted."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.nn.modules.module import _IncompatibleKeys
+from torch.overrides import is_tensor_like
+
+from ckpt_streamer._changes import Changes
+from ckpt_streamer._check import (
+    Report,
+    check,
+    children_of,
+    filled_in_key_of,
+    local_state_of,
+    not_a_tensor_text,
+    quoted,
+    size_mismatch_text,
+)
+from ckpt_streamer._conversion import converted, converting
+from ckpt_streamer._matches import ASSIGN, Matches, interferes, match
+from ckpt_streamer._reads import EvictingReads
+
+Converter = Callable[[Module, Module, Tensor], Tensor]
+
+
+class StateDictLoad:
+    """One load: what stays the same through its recursion, and what it found."""
+
+    def __init__(
+        self,
+        model: Module,
+        entries: OrderedDict[str, Any],
+        converter: Converter | None,
+        strict: bool,
+        assign: bool,
+        memory_limit_bytes: int,
+    ) -> None:
+        self._model = model
+        self._entries = entries
+        self._metadata = getattr(entries, "_metadata", None)
+        self._converter = converter
+        self._strict = strict
+        self._assign = assign
+        self._memory_limit_bytes = memory_limit_bytes
+        self._report = Report(model, strict)
+        # Of those loaded without PyTorch's own code.
+        self._loaded_keys: list[str] = []
+        self._failed_keys: set[str] = set()
+
+    def run(self) -> _IncompatibleKeys:
+        """Check what can be checked, load, and report as load_state_dict does.
+
+        Raises:
+            RuntimeError: As load_state_dict raises it. If the model is changed all
+                the same, the text ends with the keys.
+        """
+        report = self._report
+        matches = self._match(self._model, self._entries, "")
+        if matches is None:
+            self._check_first()
+            changed_keys = Changes(self._model).keys
+        else:
+            changed_keys = self._changed_keys
+        try:
+            with EvictingReads(self._entries, self._memory_limit_bytes) as self._reads:
+                if matches is None:
+                    self._load(self._model, self._convertible(self._entries), "")
+                else:
+                    self._load_matches(matches)
+        except Exception as error:
+            if hasattr(error, "add_note") and (keys := changed_keys()):
+                error.add_note(_changed_text(keys))
+            raise
+        if (text := report.text()) is not None:
+            if keys := changed_keys():
+                text += f"\n\t{_changed_text(keys)}"
+            raise RuntimeError(text)
+        return _IncompatibleKeys(report.missing_keys, report.unexpected_keys)
+
+    def _changed_keys(self) -> list[str]:
+        return [key for key in self._loaded_keys if key not in self._failed_keys]
+
+    def _check_first(self) -> None:
+        """Raise what the load would report, if only PyTorch's own code has a say."""
+        if any(interferes(module) for module in self._model.modules()):
+            return
+        expected = Report(self._model, self._strict)
+        entries = OrderedDict(self._entries)
+        has_shapes = self._converter is None
+        check(self._model, entries, "", self._metadata, expected, has_shapes)
+        if (text := expected.text()) is not None:
+            raise RuntimeError(text)
+
+    def _match(
+        self, module: Module, entries: dict[str, Any], prefix: str
+    ) -> Matches | None:
+        if (
+            torch.__future__.get_swap_module_params_on_conversion()
+            or torch._C._len_torch_function_stack()  # somebody looks at each call
+        ):
+            return None
+        needs_shapes = self._converter is None
+        return match(
+            module, entries, prefix, self._metadata, self._assign, needs_shapes
+        )
+
+    def _load(self, module: Module, entries: dict[str, Any], prefix: str) -> None:
+        """``load_state_dict``'s recursion; the work on each module is PyTorch's.
+
+        But for whole subtrees where that is nothing but copying.
+        """
+        matches = self._match(module, entries, prefix) if prefix else None
+        if matches is not None:
+            self._load_matches(matches)
+            return
+        report, metadata = self._report, self._metadata
+        local_metadata = {} if metadata is None else metadata.get(prefix[:-1], {})
+        if self._assign:
+            local_metadata[ASSIGN] = self._assign
+        filled_in_key = filled_in_key_of(module, entries, prefix, local_metadata)
+        with (
+            self._reads.watched(),
+            self._converted(module, entries, filled_in_key),
+        ):
+            module._load_from_state_dict(
+                entries,
+                prefix,
+                local_metadata,
+                True,
+                report.missing_keys,
+                report.unexpected_keys,
+                report.error_messages,
+            )
+        for child, part, child_prefix in children_of(module, entries, prefix):
+            self._load(child, self._convertible(part), child_prefix)
+        if not module._load_state_dict_post_hooks:
+            return
+        keys = _IncompatibleKeys(report.missing_keys, report.unexpected_keys)
+        with self._reads.watched():
+            for hook in module._load_state_dict_post_hooks.values():
+                if hook(module, keys) is not None:
+                    raise AssertionError(
+                        "Hooks registered with ``register_load_state_dict_post_hook`` "
+                        "are not expected to return new values, if incompatible_keys "
+                        "need to be modified, it should be done inplace."
+                    )
+
+    def _convert(self, module: Module, tensor: Tensor) -> Tensor:
+        assert self._converter is not None
+        self._reads.admit(tensor)
+        return self._converter(self._model, module, tensor)
+
+    def _convertible(self, entries: dict[str, Any]) -> dict[str, Any]:
+        return entries if self._converter is None else converting(entries)
+
+    @contextmanager
+    def _converted(
+        self, module: Module, entries: dict[str, Any], filled_in_key: str | None
+    ) -> Iterator[None]:
+        if self._converter is None:
+            yield
+            return
+
+        def keys_of(prefix: str) -> set[str]:
+            keys = {prefix + name for name in local_state_of(module)}
+            return keys - {filled_in_key}
+
+        with converted(self._convert, module, entries, keys_of):
+            yield
+
+    # Plain modules, all at once
+
+    def _load_matches(self, matches: Matches) -> None:
+        for local_metadata in matches.local_metadata:
+            local_metadata[ASSIGN] = self._assign
+        if self._converter is not None:
+            with self._reads.watched():
+                for index, tensor in enumerate(matches.tensors):
+                    # Without a name of its own: to be freed before the next.
+                    self._load_match(
+                        matches, index, self._convert(matches.modules[index], tensor)
+                    )
+        elif self._assign:
+            for index, tensor in enumerate(matches.tensors):
+                self._load_match(matches, index, tensor)
+        else:
+            self._copy_matches(matches)
+
+    def _copy_matches(self, matches: Matches) -> None:
+        parameters, tensors = matches.parameters, matches.tensors
+        with torch.no_grad():
+            for begin, end in self._reads.runs_of(tensors):
+                for index in range(begin, end):
+                    try:
+                        parameters[index].copy_(tensors[index])
+                    except Exception as error:
+                        self._report_exception(
+                            matches.keys[index],
+                            parameters[index],
+                            tensors[index],
+                            error,
+                        )
+                self._loaded_keys += matches.keys[begin:end]
+
+    def _load_match(self, matches: Matches, index: int, value: Tensor) -> None:
+        """Do what ``_load_from_state_dict`` does with one plain parameter."""
+        key, module, name = (
+            matches.keys[index],
+            matches.modules[index],
+            matches.names[index],
+        )
+        parameter: Tensor = matches.members[index][name]
+        messages = self._report.error_messages
+        if not is_tensor_like(value):
+            messages.append(not_a_tensor_text(key, value))
+            return
+        if len(parameter.shape) == 0 and value.shape == (1,):
+            value = value[0]
+        if value.shape != parameter.shape:
+            messages.append(size_mismatch_text(key, value, parameter))
+            return
+        try:
+            with torch.no_grad():
+                if not self._assign:
+                    parameter.copy_(value)
+                else:
+                    if isinstance(parameter, Parameter):
+                        if isinstance(value, Parameter):
+                            value.requires_grad_(parameter.requires_grad)
+                        else:
+                            value = Parameter(value, parameter.requires_grad)
+                    setattr(module, name, value)
+        except Exception as error:
+            self._report_exception(key, parameter, value, error)
+        else:
+            self._loaded_keys.append(key)
+
+    def _report_exception(
+        self, key: str, parameter: Tensor, value: Tensor, error: Exception
+    ) -> None:
+        self._failed_keys.add(key)
+        self._report.error_messages.append(
+            f'While copying the parameter named "{key}", whose dimensions in the model '
+            f"are {parameter.size()} and whose dimensions in the checkpoint are "
+            f"{value.size()}, an exception occurred : {error.args}."
+        )
+
+
+def _changed_text(keys: list[str]) -> str:
+    return f"Changed key(s) in the model: {quoted(keys)}. "

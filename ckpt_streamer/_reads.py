@@ -1,0 +1,208 @@
+"""Keeps the file pages of a state_dict's tensors under a limit while it is read."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from itertools import accumulate, chain, groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from typing_extensions import Self
+
+from ckpt_streamer import _ops
+from ckpt_streamer._stream import walk
+
+
+class EvictingReads:
+    """The tensors of a state_dict, of which no more is resident than the limit.
+
+    A context manager: at its end all pages go back. Whoever reads a tensor says
+    so first (:meth:`admit`, :meth:`runs_of`), or is :meth:`watched`.
+    """
+
+    def __init__(self, entries: Mapping[str, Any], memory_limit_bytes: int) -> None:
+        self._handle = _ops.windows(memory_limit_bytes)
+        tensors = walk(entries, self._handle).tensors
+        self._handle.plan()
+        if order := self._handle.order().tolist():
+            tensors = [tensors[index] for index in order]
+        self._tensors = tensors  # held, so that an id stays that tensor's
+        self._window_ends: list[int] = self._handle.window_ends().tolist()
+
+    @property
+    def fits(self) -> bool:
+        """Whether all tensors together keep the limit."""
+        return len(self._window_ends) <= 1
+
+    def __enter__(self) -> Self:
+        if self.fits and self._window_ends:
+            self._handle.enter(0)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handle.close(len(self._tensors))
+
+    def watched(self) -> AbstractContextManager[object]:
+        """Admit whatever a torch function reads inside, whoever calls it."""
+        return nullcontext() if self.fits else _AdmittingMode(self)
+
+    def admit(self, *tensors: Tensor) -> None:
+        """Make room for tensors that are read together, or for views of them.
+
+        As far as the limit allows, that is: the pages of the first may have to go
+        for those of the last.
+        """
+        if not self.fits:
+            for tensor in tensors:
+                for position in self._spans.positions_of(tensor):
+                    self._handle.admit(position)
+
+    def release(self) -> None:
+        """Give all pages back now."""
+        self._handle.release()
+
+    def parts_of(self, tensors: Iterable[Tensor]) -> set[int]:
+        """Find which of the state_dict's tensors hold these."""
+        return {
+            position
+            for tensor in tensors
+            for position in self._spans.positions_of(tensor)
+        }
+
+    def admit_parts(self, parts: Iterable[int]) -> None:
+        """Make room for what :meth:`parts_of` found."""
+        for position in parts:
+            self._handle.admit(position)
+
+    def runs_of(self, tensors: list[Tensor]) -> Iterator[tuple[int, int]]:
+        """Yield ``(begin, end)`` of tensors that may be read now, one after another.
+
+        A run ends where another window of the file begins; when the tensors
+        come in no order of the file, it is a single tensor.
+        """
+        if self.fits:
+            yield 0, len(tensors)
+            return
+        windows = self._windows_of(tensors)
+        runs = [(window, len(list(run))) for window, run in groupby(windows)]
+        is_ordered = len(runs) <= 2 * len(self._window_ends)
+        begin = 0
+        for window, length in runs:
+            if is_ordered and window is not None:
+                self._handle.enter(window)
+                yield begin, begin + length
+            else:
+                for index in range(begin, begin + length):
+                    self.admit(tensors[index])
+                    yield index, index + 1
+            begin += length
+
+    def _windows_of(self, tensors: list[Tensor]) -> list[int | None]:
+        window_of = {}
+        begin = 0
+        for window, end in enumerate(self._window_ends):
+            for tensor in self._tensors[begin:end]:
+                window_of[id(tensor)] = window
+            begin = end
+        return [window_of.get(id(tensor)) for tensor in tensors]
+
+    @cached_property
+    def _spans(self) -> _Spans:
+        return _Spans(self._tensors)
+
+
+class _AdmittingMode(TorchFunctionMode):
+    """Makes room for the tensors that a torch function reads, before it does."""
+
+    def __init__(self, reads: EvictingReads) -> None:
+        super().__init__()
+        self._reads = reads
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ == "__get__":  # attributes: nothing of the data is read
+            return func(*args, **kwargs)
+        reads = self._reads
+        parts = reads.parts_of(_tensors_in(chain(args, kwargs.values())))
+        if len(parts) <= 1:
+            reads.admit_parts(parts)
+            return func(*args, **kwargs)
+        # The call reads all of them, also those that had to go for the others.
+        reads.release()
+        try:
+            reads.admit_parts(parts)
+            return func(*args, **kwargs)
+        finally:
+            reads.release()
+
+
+class _Spans:
+    """Where tensors lie in memory, to find those that a view belongs to."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        spans = []
+        for position, tensor in enumerate(tensors):
+            begin, end = _span(tensor)
+            if end:
+                spans.append((begin, -end, position))
+        spans.sort()  # of several with one begin, the smallest is the last
+        self._begins = [begin for begin, _, _ in spans]
+        self._ends = [-end for _, end, _ in spans]
+        self._positions = [position for _, _, position in spans]
+        self._highest_ends = list(accumulate(self._ends, max))
+
+    def positions_of(self, tensor: Tensor) -> list[int]:
+        """Find the tensor that holds all of this one, or those that hold parts."""
+        begin, end = _span(tensor)
+        behind = bisect_right(self._begins, begin)
+        parts = []
+        index = behind
+        while index > 0 and self._highest_ends[index - 1] > begin:
+            index -= 1
+            if self._ends[index] >= end:
+                return [self._positions[index]]
+            if self._ends[index] > begin:
+                parts.append(self._positions[index])
+        last = bisect_left(self._begins, end, behind) if end else behind
+        return parts + self._positions[behind:last]
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of a tensor's elements; of a sparse one, of its values."""
+    with torch._C.DisableTorchFunction():
+        try:
+            if tensor.layout is not torch.strided:
+                is_coo = tensor.layout is torch.sparse_coo
+                tensor = tensor._values() if is_coo else tensor.values()
+            begin = tensor.data_ptr()
+            if not begin or not tensor.numel():
+                return 0, 0
+            if tensor.is_contiguous():
+                return begin, begin + tensor.nbytes
+            last = sum(
+                (size - 1) * stride
+                for size, stride in zip(tensor.size(), tensor.stride(), strict=True)
+            )
+            return begin, begin + (last + 1) * tensor.itemsize
+        except RuntimeError:  # no memory of its own
+            return 0, 0
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield a call's tensors; functions take lists of them as well."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors_in(value)

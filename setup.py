@@ -70,6 +70,7 @@ SOURCES = [
     "csrc/stream/window_streamer.cpp",
     "csrc/ops/checkpoint_tensors.cpp",
     "csrc/ops/conversion.cpp",
+    "csrc/ops/copy_under_limit.cpp",
     "csrc/ops/dict_source.cpp",
     "csrc/ops/file_source.cpp",
     "csrc/ops/limit_warning.cpp",

@@ -189,6 +189,7 @@ def test_a_cpp_program_without_python(
     assert figures["count"] == "64"
     assert float(figures["sum"]) == float(figures["module_sum"]) == EXPECTED
     assert float(figures["converted_sum"]) == EXPECTED
+    assert float(figures["copied_sum"]) == EXPECTED
     assert 0 < int(figures["peak_bytes_resident"]) <= 8 * MIB
     assert int(figures["bytes_resident"]) == 0
     assert figures["has_python"] == "0"

@@ -2,6 +2,7 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
+#include "ops/copy_under_limit.h"
 #include "ops/stream_handle.h"
 #include "ops/window_handle.h"
 
@@ -77,6 +78,14 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       "ScalarType? dtype=None) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       stream_tensors);
+
+  // Tensor.copy_; a source larger than the limit is read in pieces, and evicted
+  // behind. Made of other ops (CompositeImplicitAutograd): autograd, modes and
+  // compilers see copy_.
+  library.def(
+      "copy_(Tensor(a!) destination, Tensor source, int memory_limit_bytes) -> "
+      "Tensor(a!)",
+      copy_);
 
   library.def(
       "_windows(int memory_limit_bytes) -> "

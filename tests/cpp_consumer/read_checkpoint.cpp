@@ -60,15 +60,24 @@ int run(int argc, char** argv) {
     std::printf("%s=%lld\n", name, (long long)call(handle, name).toInt());
   }
 
+  const auto copy =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("ckpt_streamer::copy_", "")
+          .typed<at::Tensor&(at::Tensor&, const at::Tensor&, int64_t)>();
   const c10::IValue converted = open(path, memory_limit_bytes, at::kBFloat16);
   double converted_sum = 0;
+  double copied_sum = 0;
   while (call(converted, "has_next").toBool()) {
     const auto item = call(converted, "next").toTuple();
     const at::Tensor tensor = item->elements()[1].toTensor();
     TORCH_CHECK(tensor.scalar_type() == at::kBFloat16, "not converted");
     converted_sum += tensor.to(at::kDouble).sum().item<double>();
+    at::Tensor destination = at::zeros(tensor.sizes(), at::kDouble);
+    copied_sum +=
+        copy.call(destination, tensor, memory_limit_bytes).sum().item<double>();
   }
   std::printf("converted_sum=%f\n", converted_sum);
+  std::printf("copied_sum=%f\n", copied_sum);
   if (argc > 4) {
     torch::jit::Module module = torch::jit::load(argv[4]);
     const at::Tensor result =

@@ -44,6 +44,7 @@ SOURCES = [
     "csrc/format/json.cpp",
     "csrc/format/known_formats.cpp",
     "csrc/format/legacy_storages.cpp",
+    "csrc/format/memory_pieces.cpp",
     "csrc/format/name_index.cpp",
     "csrc/format/safetensors.cpp",
     "csrc/format/shard_index.cpp",

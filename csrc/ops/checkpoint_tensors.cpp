@@ -4,7 +4,7 @@
 #include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cstddef>
 #include <tuple>
 #include <utility>
 
@@ -64,36 +64,30 @@ at::ScalarType scalar_type_of(format::DType dtype) {
   TORCH_INTERNAL_ASSERT(false, "a DType without a torch dtype");
 }
 
-// The alignment that a load of one element needs; complex numbers are two.
-uint64_t alignment_bytes(format::DType dtype) {
-  return std::min<uint64_t>(format::item_size_bytes(dtype), 8);
-}
+// The upper half of the addresses is the system's own, on all that have 64
+// bits.
+constexpr uint64_t kNowhere = uint64_t{1} << 63;
 
 }  // namespace
 
-CheckpointTensors::CheckpointTensors(const std::string& path)
+CheckpointTensors::CheckpointTensors(
+    const std::string& path,
+    uint64_t memory_limit_bytes)
     : index_(format::read_checkpoint(path, files_)),
-      live_storages_(std::make_shared<LiveStorages>(index_.storages.size())) {
+      pieces_(index_, memory_limit_bytes),
+      live_storages_(std::make_shared<LiveStorages>(pieces_.count())),
+      copied_bytes_(std::make_shared<ByteCount>(0)) {
   files_.map(index_.files);
-  find_misaligned();
 }
 
-CheckpointTensors::CheckpointTensors(std::span<const std::string> paths)
+CheckpointTensors::CheckpointTensors(
+    std::span<const std::string> paths,
+    uint64_t memory_limit_bytes)
     : index_(format::read_checkpoint(paths, files_)),
-      live_storages_(std::make_shared<LiveStorages>(index_.storages.size())) {
+      pieces_(index_, memory_limit_bytes),
+      live_storages_(std::make_shared<LiveStorages>(pieces_.count())),
+      copied_bytes_(std::make_shared<ByteCount>(0)) {
   files_.map(index_.files);
-  find_misaligned();
-}
-
-// Mappings begin at pages, so offsets in the file tell.
-void CheckpointTensors::find_misaligned() {
-  for (const format::TensorRecord& tensor : index_.tensors) {
-    const ByteRange& range = index_.storages[tensor.storage_index].file_range;
-    if (range.begin % alignment_bytes(tensor.dtype) != 0) {
-      is_misaligned_.resize(index_.storages.size());
-      is_misaligned_[tensor.storage_index] = true;
-    }
-  }
 }
 
 CheckpointTensors::~CheckpointTensors() {
@@ -122,55 +116,98 @@ void CheckpointTensors::sort_in_file_order(std::vector<uint32_t>& slots) const {
   }
 }
 
+uint64_t CheckpointTensors::mapping_begin(uint32_t tensor_index) const {
+  const uint32_t storage = index_.tensors[tensor_index].storage_index;
+  return files_.mapping(index_.storages[storage].file_index)->addresses().begin;
+}
+
 ByteRange CheckpointTensors::span(uint32_t tensor_index) const {
-  const format::TensorRecord& tensor = index_.tensors[tensor_index];
-  const ByteRange range = index_.file_range(tensor);
+  ByteRange range = index_.file_range(index_.tensors[tensor_index]);
   if (range.empty()) {
     return {};
   }
-  const uint64_t base =
-      files_.mapping(index_.storages[tensor.storage_index].file_index)
-          ->addresses()
-          .begin;
+  uint64_t base = mapping_begin(tensor_index);
+  const format::MemoryPiece piece = pieces_.piece_of(tensor_index);
+  if (piece.is_copy) {
+    range = piece.file_range;
+    base += kNowhere;
+  }
   return {base + range.begin, base + range.end};
 }
 
+uint64_t CheckpointTensors::source_address(uint32_t tensor_index) const {
+  const ByteRange range = index_.file_range(index_.tensors[tensor_index]);
+  return range.empty() ? 0 : mapping_begin(tensor_index) + range.begin;
+}
+
+c10::DataPtr CheckpointTensors::copy(
+    const os::File& file,
+    const ByteRange& range) const {
+  struct Copy {
+    c10::DataPtr memory;
+    uint64_t size_bytes;
+    std::shared_ptr<ByteCount> total_bytes;
+  };
+  auto copy = std::make_unique<Copy>(
+      c10::GetCPUAllocator()->allocate(range.size_bytes()),
+      range.size_bytes(),
+      copied_bytes_);
+  void* const address = copy->memory.get();
+  // Read, not copied out of the mapping, whose pages would be resident too.
+  file.read(
+      range.begin,
+      {static_cast<std::byte*>(address), range.size_bytes()});
+  copied_bytes_->fetch_add(range.size_bytes(), std::memory_order_relaxed);
+  return {
+      address,
+      copy.release(),
+      [](void* context) {
+        const std::unique_ptr<Copy> ended(static_cast<Copy*>(context));
+        ended->total_bytes->fetch_sub(
+            ended->size_bytes,
+            std::memory_order_relaxed);
+      },
+      c10::kCPU};
+}
+
 c10::Storage CheckpointTensors::storage(
-    const format::TensorRecord& tensor) const {
-  if (c10::Storage alive = live_storages_->find(tensor.storage_index)) {
+    uint32_t storage_index,
+    const format::MemoryPiece& piece) const {
+  if (c10::Storage alive = live_storages_->find(piece.number)) {
     return alive;
   }
-  const format::StorageRecord& record = index_.storages[tensor.storage_index];
-  const ByteRange& range = record.file_range;
-  const auto& mapping = files_.mapping(record.file_index);
-  void* const address = mapping->at(range.begin);
-  c10::DataPtr memory;
-  if (range.empty()) {
-    memory = c10::DataPtr(nullptr, c10::kCPU);
-  } else if (!is_misaligned_.empty() && is_misaligned_[tensor.storage_index]) {
-    memory = c10::GetCPUAllocator()->allocate(range.size_bytes());
-    std::memcpy(memory.get(), address, range.size_bytes());
-  } else {
+  const uint32_t file_index = index_.storages[storage_index].file_index;
+  c10::DataPtr memory(nullptr, c10::kCPU);
+  if (piece.is_copy && !piece.file_range.empty()) {
+    memory = copy(files_.file(file_index), piece.file_range);
+  } else if (!piece.file_range.empty()) {
     using Share = std::shared_ptr<const os::MappedFile>;
+    const Share& mapping = files_.mapping(file_index);
     memory = c10::DataPtr(
-        address,
+        mapping->at(piece.file_range.begin),
         new Share(mapping),
         [](void* share) { delete static_cast<Share*>(share); },
         c10::kCPU);
   }
   return live_storages_->add(
-      tensor.storage_index,
-      range.size_bytes(),
+      piece.number,
+      piece.file_range.size_bytes(),
       std::move(memory));
 }
 
 at::Tensor CheckpointTensors::tensor(uint32_t tensor_index) const {
   const format::TensorRecord& record = index_.tensors[tensor_index];
+  const format::MemoryPiece piece = pieces_.piece_of(tensor_index);
+  // Elements in front of the piece are not in its storage.
+  const uint64_t skipped_elements =
+      (piece.file_range.begin -
+       index_.storages[record.storage_index].file_range.begin) /
+      format::item_size_bytes(record.dtype);
   at::Tensor tensor =
       at::empty({0}, at::TensorOptions().dtype(scalar_type_of(record.dtype)));
   tensor.set_(
-      storage(record),
-      static_cast<int64_t>(record.storage_offset_elements),
+      storage(record.storage_index, piece),
+      static_cast<int64_t>(record.storage_offset_elements - skipped_elements),
       index_.sizes(record),
       index_.strides(record));
   if (record.requires_grad) {

@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -15,6 +16,7 @@
 
 #include "base/byte_range.h"
 #include "format/checkpoint_index.h"
+#include "format/memory_pieces.h"
 #include "ops/live_storages.h"
 #include "ops/mapped_files.h"
 
@@ -23,10 +25,13 @@ namespace ckpt_streamer::ops {
 class CheckpointTensors final {
  public:
   // Reads the index of the checkpoint at `path`, or of those at `paths` as one
-  // stream (see format/checkpoint_files.h); no tensor's bytes.
-  // THROWS: CheckpointError for a file that cannot be opened or read.
-  explicit CheckpointTensors(const std::string& path);
-  explicit CheckpointTensors(std::span<const std::string> paths);
+  // stream (see format/checkpoint_files.h); no tensor's bytes. The limit is
+  // that of what is copied as one, see tensor(). THROWS: CheckpointError for a
+  // file that cannot be opened or read.
+  CheckpointTensors(const std::string& path, uint64_t memory_limit_bytes);
+  CheckpointTensors(
+      std::span<const std::string> paths,
+      uint64_t memory_limit_bytes);
   ~CheckpointTensors();
   CheckpointTensors(const CheckpointTensors&) = delete;
   CheckpointTensors& operator=(const CheckpointTensors&) = delete;
@@ -38,15 +43,35 @@ class CheckpointTensors final {
   // A view of the record's storage; its nbytes() is the record's. Tensors of
   // one record share one storage as long as one of them lives; made again
   // later, they share its memory. The storage holds the mapping, so a tensor
-  // outlives this. Writing to it is copy-on-write and never reaches the file. A
-  // record that is not aligned to the elements of all its tensors is copied to
-  // memory of its own.
+  // outlives this. Writing to it is copy-on-write and never reaches the file.
+  //
+  // A record that is not aligned to the elements of all its tensors is read
+  // into memory of its own when the first of its tensors is made, and that
+  // memory lives as long as one of them does: what is written to one is seen in
+  // the others, and gone with the last. If the record is larger than the memory
+  // limit, only the tensors that overlap share a storage, which then holds no
+  // more than they span (format/memory_pieces.h).
   // REQUIRES: tensor_index < index().tensors.size().
+  // THROWS: CheckpointError Corrupt when a record to be read is no longer
+  // there, Io when it cannot be.
   [[nodiscard]] at::Tensor tensor(uint32_t tensor_index) const;
 
-  // The addresses that the tensor's elements span.
+  // Memory that holds such copies now.
+  [[nodiscard]] uint64_t copied_bytes() const noexcept {
+    return copied_bytes_->load(std::memory_order_relaxed);
+  }
+
+  // The addresses that the tensor's elements span. Of one that is copied,
+  // addresses where nothing is ever mapped, as many as bytes are copied with it
+  // and the same for all that share the copy: they count when windows are cut,
+  // and have no pages.
   // REQUIRES: as tensor().
   [[nodiscard]] ByteRange span(uint32_t tensor_index) const;
+
+  // Where its first element is mapped, or would be if it were not copied; 0 for
+  // a tensor without elements.
+  // REQUIRES: as tensor().
+  [[nodiscard]] uint64_t source_address(uint32_t tensor_index) const;
 
   // Orders slots of index() as a stream yields them: tensors without bytes
   // first, as given, then file by file, by the offset of the storage and then
@@ -59,16 +84,21 @@ class CheckpointTensors final {
   }
 
  private:
-  void find_misaligned();
-  [[nodiscard]] c10::Storage storage(const format::TensorRecord& tensor) const;
+  using ByteCount = std::atomic<uint64_t>;
+
+  [[nodiscard]] uint64_t mapping_begin(uint32_t tensor_index) const;
+  [[nodiscard]] c10::Storage storage(
+      uint32_t storage_index,
+      const format::MemoryPiece& piece) const;
+  // The file's bytes in memory of their own, counted while it lives.
+  [[nodiscard]] c10::DataPtr copy(const os::File& file, const ByteRange& range)
+      const;
 
   MappedFiles files_;
-  format::CheckpointIndex index_;
-  // By storage, whether an element of any of its tensors would be misaligned in
-  // the file; those of a storage of bytes may have several dtypes. Empty when
-  // none is.
-  std::vector<bool> is_misaligned_;
-  std::shared_ptr<LiveStorages> live_storages_;
+  const format::CheckpointIndex index_;
+  const format::MemoryPieces pieces_;
+  const std::shared_ptr<LiveStorages> live_storages_;
+  const std::shared_ptr<ByteCount> copied_bytes_;
 };
 
 }  // namespace ckpt_streamer::ops

@@ -16,8 +16,8 @@ class DictSource final : public TensorSource {
   [[nodiscard]] std::vector<ByteRange> spans() const override {
     return spans_;
   }
-  [[nodiscard]] ByteRange span(size_t index) const override {
-    return spans_[index];
+  [[nodiscard]] uint64_t source_address(size_t index) const override {
+    return spans_[index].begin;
   }
   [[nodiscard]] std::string name(size_t index) const override {
     return entries_[index].first;

@@ -15,14 +15,15 @@ FileSource::FileSource(std::shared_ptr<const CheckpointTensors> checkpoint)
 std::vector<ByteRange> FileSource::spans() const {
   std::vector<ByteRange> result;
   result.reserve(order_.size());
-  for (size_t index = 0; index < order_.size(); ++index) {
-    result.push_back(span(index));
+  for (const uint32_t slot : order_) {
+    result.push_back(
+        checkpoint_->span(checkpoint_->index().slots[slot].tensor_index));
   }
   return result;
 }
 
-ByteRange FileSource::span(size_t index) const {
-  return checkpoint_->span(
+uint64_t FileSource::source_address(size_t index) const {
+  return checkpoint_->source_address(
       checkpoint_->index().slots[order_[index]].tensor_index);
 }
 

@@ -15,10 +15,13 @@ class FileSource final : public TensorSource {
   explicit FileSource(std::shared_ptr<const CheckpointTensors> checkpoint);
 
   [[nodiscard]] std::vector<ByteRange> spans() const override;
-  [[nodiscard]] ByteRange span(size_t index) const override;
+  [[nodiscard]] uint64_t source_address(size_t index) const override;
   [[nodiscard]] std::string name(size_t index) const override;
   // As CheckpointTensors::tensor().
   [[nodiscard]] at::Tensor tensor(size_t index) override;
+  [[nodiscard]] uint64_t copied_bytes() const override {
+    return checkpoint_->copied_bytes();
+  }
   void check_readable() const override;
 
  private:

@@ -33,14 +33,24 @@ c10::Storage LiveStorages::add(
       /*resizable=*/false);
   added.storage = made.get();
   WeakStorage weak(made);
-  {
-    const std::lock_guard lock(mutex_);
-    if (storages_.empty()) {
-      storages_.assign(storage_count_, none());
+  for (;;) {
+    WeakStorage other = none();
+    {
+      const std::lock_guard lock(mutex_);
+      if (storages_.empty()) {
+        storages_.assign(storage_count_, none());
+      }
+      if (storages_[index].expired()) {
+        std::swap(storages_[index], weak);
+        return c10::Storage(std::move(made));
+      }
+      other = storages_[index];
     }
-    std::swap(storages_[index], weak);
+    // Not under the mutex, as in find().
+    if (auto alive = other.lock()) {
+      return c10::Storage(std::move(alive));
+    }
   }
-  return c10::Storage(std::move(made));
 }
 
 void LiveStorages::forget_all() {

@@ -25,8 +25,8 @@ class LiveStorages final : public std::enable_shared_from_this<LiveStorages> {
   // REQUIRES: index < storage_count.
   [[nodiscard]] c10::Storage find(size_t index);
 
-  // A storage over `memory`, to be found until its last holder lets go. What
-  // was there before is no longer found.
+  // A storage over `memory`, to be found until its last holder lets go; or the
+  // one that another thread added since find(), if anybody holds it.
   // REQUIRES: as find().
   [[nodiscard]] c10::Storage add(
       size_t index,

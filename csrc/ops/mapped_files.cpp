@@ -25,6 +25,7 @@ void MappedFiles::map(std::span<const format::FileRecord> files) {
       mapping = std::make_shared<const os::MappedFile>(*opened);
     }
     mappings_.push_back(mapping);
+    sources_.push_back(kept[file.path].get());
   }
   files_ = std::move(kept);
 }

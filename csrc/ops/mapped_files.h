@@ -33,12 +33,18 @@ class MappedFiles final : public SourceOpener {
     return mappings_[file_index];
   }
 
+  // REQUIRES: as mapping(). Lives as long as this.
+  [[nodiscard]] const os::File& file(uint32_t file_index) const noexcept {
+    return *sources_[file_index];
+  }
+
   // THROWS: CheckpointError Corrupt when a file is smaller than it was.
   void check_unshrunk() const;
 
  private:
   std::unordered_map<std::string, std::unique_ptr<os::File>> files_;  // by path
   std::vector<std::shared_ptr<const os::MappedFile>> mappings_;
+  std::vector<const os::File*> sources_;  // by position, as mappings_
 };
 
 }  // namespace ckpt_streamer::ops

@@ -53,6 +53,7 @@ std::tuple<std::string, at::Tensor> StreamHandle::next() {
     std::tuple<std::string, at::Tensor> result(
         source_->name(position_),
         tensor_at(position_));
+    streamer_.note_held(source_->copied_bytes());
     ++position_;
     return result;
   });
@@ -66,13 +67,14 @@ at::Tensor StreamHandle::tensor_at(size_t position) {
     }
     return tensor;
   }
-  const uint64_t begin = source_->span(position).begin;
+  const uint64_t begin = source_->source_address(position);
   return reads_in_pieces_ ? conversion_.in_pieces(tensor, begin, streamer_)
                           : conversion_(tensor, begin);
 }
 
 stream::WindowStreamer& StreamHandle::checked_streamer() {
   disown_moved(streamer_, source_->take_moved());
+  streamer_.note_held(source_->copied_bytes());
   return streamer_;
 }
 
@@ -140,8 +142,9 @@ c10::intrusive_ptr<StreamHandle> open(
   Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
-        std::make_unique<FileSource>(
-            std::make_shared<const CheckpointTensors>(path)),
+        std::make_unique<FileSource>(std::make_shared<const CheckpointTensors>(
+            path,
+            checked_limit(memory_limit_bytes))),
         memory_limit_bytes,
         std::move(conversion));
   });
@@ -155,8 +158,9 @@ c10::intrusive_ptr<StreamHandle> open_files(
   Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
-        std::make_unique<FileSource>(
-            std::make_shared<const CheckpointTensors>(std::span(paths))),
+        std::make_unique<FileSource>(std::make_shared<const CheckpointTensors>(
+            std::span(paths),
+            checked_limit(memory_limit_bytes))),
         memory_limit_bytes,
         std::move(conversion));
   });

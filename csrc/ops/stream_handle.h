@@ -59,9 +59,12 @@ class StreamHandle final : public torch::CustomClassHolder {
   int64_t bytes_streamed();
   // Bytes of file pages dropped so far.
   int64_t bytes_evicted();
-  // Bytes of clean file pages of the streamed tensors that are resident now.
+  // Bytes of clean file pages of the streamed tensors that are resident now,
+  // and of the copies that tensors hold which cannot be used where they are
+  // mapped (see CheckpointTensors::tensor()).
   int64_t bytes_resident();
-  // The most that bytes_resident() has been, as seen at the end of each window.
+  // The most that bytes_resident() has been, as seen at the end of each window
+  // for pages and at each tensor for copies.
   int64_t peak_bytes_resident();
 
  private:

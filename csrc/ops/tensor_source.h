@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,12 +20,16 @@ class TensorSource {
   TensorSource& operator=(const TensorSource&) = delete;
   virtual ~TensorSource() = default;
 
-  // The addresses that each tensor's elements span, in the order of the stream;
-  // its size is the number of tensors.
+  // The addresses that each tensor counts with when windows are cut, in the
+  // order of the stream; its size is the number of tensors. What is mapped
+  // there is the tensor's memory.
   [[nodiscard]] virtual std::vector<ByteRange> spans() const = 0;
 
   // REQUIRES: index < spans().size().
-  [[nodiscard]] virtual ByteRange span(size_t index) const = 0;
+
+  // Where the tensor's elements come from: equal addresses, the same elements.
+  // 0 for a tensor without memory.
+  [[nodiscard]] virtual uint64_t source_address(size_t index) const = 0;
   [[nodiscard]] virtual std::string name(size_t index) const = 0;
   [[nodiscard]] virtual at::Tensor tensor(size_t index) = 0;
 
@@ -32,6 +37,12 @@ class TensorSource {
   // last call: what is there now is not known.
   [[nodiscard]] virtual std::vector<ByteRange> take_moved() {
     return {};
+  }
+
+  // Memory that holds copies for tensors that live, because they cannot be used
+  // where they are mapped.
+  [[nodiscard]] virtual uint64_t copied_bytes() const {
+    return 0;
   }
 
   // Called before the tensors of a window are handed out.

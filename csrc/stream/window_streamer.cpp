@@ -203,7 +203,8 @@ void WindowStreamer::record(
       all_extents_bytes_,
       figures_.undropped_bytes + result.found_bytes + kept_bytes);
   figures_.peak_resident_bytes =
-      std::max(figures_.peak_resident_bytes, resident_bytes);
+      std::max(figures_.peak_resident_bytes, resident_bytes + peak_held_bytes_);
+  peak_held_bytes_ = held_bytes_;
   figures_.evicted_bytes +=
       result.found_bytes - std::min(result.found_bytes, result.remaining_bytes);
   if (result.remaining_bytes > 0) {
@@ -356,9 +357,9 @@ uint64_t WindowStreamer::resident_bytes() noexcept {
   const uint64_t bytes = residency_.count_resident(all_extents_);
   if (is_live_) {
     figures_.peak_resident_bytes =
-        std::max(figures_.peak_resident_bytes, bytes);
+        std::max(figures_.peak_resident_bytes, bytes + peak_held_bytes_);
   }
-  return bytes;
+  return bytes + held_bytes_;
 }
 
 uint64_t WindowStreamer::written_bytes() noexcept {

@@ -21,6 +21,7 @@
 // holds the storages). Not thread-safe.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -36,8 +37,8 @@ struct StreamFigures {
   uint64_t memory_limit_bytes = 0;
   // Clean pages dropped so far, verified by a second look.
   uint64_t evicted_bytes = 0;
-  // The most clean resident bytes seen at once; seen whenever pages are dropped
-  // and whenever they are counted.
+  // The most clean resident bytes seen at once, and held bytes with them; seen
+  // whenever pages are dropped and whenever they are counted.
   uint64_t peak_resident_bytes = 0;
   // Clean resident bytes that the last drop found and could not drop.
   uint64_t undropped_bytes = 0;
@@ -123,7 +124,16 @@ class WindowStreamer {
     return covered_bytes_[count];
   }
 
-  // Counted now, exactly; O(pages).
+  // Says how much other memory is held now for the tensors of the stream, as
+  // copies of what cannot be used where it is mapped. It is counted with their
+  // pages, and is not this class's to give back.
+  void note_held(uint64_t byte_count) noexcept {
+    held_bytes_ = byte_count;
+    peak_held_bytes_ = std::max(peak_held_bytes_, byte_count);
+  }
+
+  // Clean resident bytes counted now, exactly, and the held bytes last noted;
+  // O(pages).
   [[nodiscard]] uint64_t resident_bytes() noexcept;
   [[nodiscard]] uint64_t written_bytes() noexcept;
 
@@ -162,6 +172,8 @@ class WindowStreamer {
   plan::Window live_;
   bool is_live_ = false;
   bool was_live_ = false;  // ever
+  uint64_t held_bytes_ = 0;
+  uint64_t peak_held_bytes_ = 0;  // since pages were last dropped
   StreamFigures figures_;
 };
 

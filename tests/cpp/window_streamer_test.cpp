@@ -308,5 +308,20 @@ TEST(bytes_of_files_in_any_order_of_addresses_count_once) {
   }
 }
 
+TEST(window_streamer_counts_held_memory_with_the_pages) {
+  WindowStreamer streamer({}, kMiB);
+  EXPECT_EQ(streamer.resident_bytes(), 0U);
+  streamer.note_held(3000);
+  streamer.note_held(2000);
+  EXPECT_EQ(streamer.resident_bytes(), 2000U);
+  streamer.release();
+  EXPECT_EQ(streamer.figures().peak_resident_bytes, 3000U);
+  streamer.note_held(4000);
+  streamer.note_held(0);
+  EXPECT_EQ(streamer.resident_bytes(), 0U);
+  streamer.release();
+  EXPECT_EQ(streamer.figures().peak_resident_bytes, 4000U);
+}
+
 }  // namespace
 }  // namespace ckpt_streamer::stream

@@ -12,10 +12,86 @@ uint32_t hash_of(std::string_view name) noexcept {
   return static_cast<uint32_t>(hash ^ hash >> 32);
 }
 
+// Numbers ascend in this order: "data/9" is before "data/10".
+bool is_shorter_or_before(
+    std::string_view left,
+    std::string_view right) noexcept {
+  return left.size() != right.size() ? left.size() < right.size()
+                                     : left < right;
+}
+
 }  // namespace
 
 NameIndex::NameIndex(std::vector<std::string_view> names)
     : names_(std::move(names)) {
+  find_ascending_run();
+  if (names_.size() - (run_end_ - run_begin_) <= kMostOutsiders) {
+    check_outsiders();
+  } else {
+    run_begin_ = 0;
+    run_end_ = 0;
+    build_buckets();
+  }
+}
+
+void NameIndex::find_ascending_run() noexcept {
+  size_t begin = 0;
+  for (size_t i = 1; i <= names_.size(); ++i) {
+    if (i < names_.size() && is_shorter_or_before(names_[i - 1], names_[i])) {
+      continue;
+    }
+    if (i - begin > run_end_ - run_begin_) {
+      run_begin_ = begin;
+      run_end_ = i;
+    }
+    begin = i;
+  }
+}
+
+std::optional<uint32_t> NameIndex::find_in_run(
+    std::string_view name) const noexcept {
+  const auto begin = names_.begin() + static_cast<ptrdiff_t>(run_begin_);
+  const auto end = names_.begin() + static_cast<ptrdiff_t>(run_end_);
+  const auto found = std::lower_bound(begin, end, name, is_shorter_or_before);
+  if (found == end || *found != name) {
+    return std::nullopt;
+  }
+  return static_cast<uint32_t>(found - names_.begin());
+}
+
+std::optional<uint32_t> NameIndex::find_outsider(
+    std::string_view name,
+    size_t end) const noexcept {
+  for (size_t i = 0; i < end; ++i) {
+    if (i == run_begin_) {
+      i = run_end_;
+    }
+    if (i < end && names_[i] == name) {
+      return static_cast<uint32_t>(i);
+    }
+  }
+  return std::nullopt;
+}
+
+void NameIndex::check_outsiders() noexcept {
+  for (size_t i = 0; i < names_.size() && !duplicate_.has_value(); ++i) {
+    if (i == run_begin_) {
+      i = run_end_;
+    }
+    if (i == names_.size()) {
+      return;
+    }
+    auto twin = find_in_run(names_[i]);
+    if (!twin.has_value()) {
+      twin = find_outsider(names_[i], i);
+    }
+    if (twin.has_value()) {
+      duplicate_ = std::minmax(*twin, static_cast<uint32_t>(i));
+    }
+  }
+}
+
+void NameIndex::build_buckets() {
   bucket_begins_.assign(std::bit_ceil(names_.size() + 1) + 1, 0);
   entries_.resize(names_.size());
   // A counting sort: the buckets' sizes, then their begins, then the names.
@@ -62,8 +138,9 @@ NameIndex::NameIndex(std::vector<std::string_view> names)
 }
 
 std::optional<uint32_t> NameIndex::find(std::string_view name) const noexcept {
-  if (names_.empty()) {
-    return std::nullopt;
+  if (bucket_begins_.empty()) {
+    const auto position = find_in_run(name);
+    return position.has_value() ? position : find_outsider(name, names_.size());
   }
   const uint32_t hash = hash_of(name);
   const size_t bucket = bucket_of(hash);

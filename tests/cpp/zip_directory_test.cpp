@@ -549,22 +549,5 @@ TEST(escapes_names_in_messages) {
       "distinct names [byte 34]");
 }
 
-TEST(name_index_finds_every_name_once) {
-  std::vector<std::string> names;
-  for (int i = 0; i < 5000; ++i) {
-    names.push_back("archive/data/" + std::to_string(i));
-  }
-  const NameIndex index({names.begin(), names.end()});
-  EXPECT(!index.duplicate().has_value());
-  for (uint32_t i = 0; i < names.size(); ++i) {
-    EXPECT_EQ(index.find(names[i]).value(), i);
-  }
-  EXPECT(!index.find("archive/data/5000").has_value());
-  names[4000] = names[7];
-  const NameIndex twice({names.begin(), names.end()});
-  EXPECT_EQ(twice.duplicate().value().first, 7U);
-  EXPECT_EQ(twice.duplicate().value().second, 4000U);
-}
-
 }  // namespace
 }  // namespace ckpt_streamer::format

@@ -48,6 +48,7 @@ SOURCES = [
     "csrc/format/name_index.cpp",
     "csrc/format/safetensors.cpp",
     "csrc/format/shard_index.cpp",
+    "csrc/format/source_reader.cpp",
     "csrc/format/text.cpp",
     "csrc/format/zip_directory.cpp",
     "csrc/format/pickle_context.cpp",

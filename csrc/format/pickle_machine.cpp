@@ -1,9 +1,11 @@
 #include "format/pickle_machine.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <charconv>
 #include <cmath>
+#include <concepts>
 #include <limits>
 #include <locale>
 #include <map>
@@ -13,6 +15,7 @@
 #include "base/error.h"
 #include "format/little_endian.h"
 #include "format/pickle_opcodes.h"
+#include "format/source_reader.h"
 #include "format/text.h"
 
 namespace ckpt_streamer::format {
@@ -27,6 +30,9 @@ constexpr ValueId kTrueId = 2;
 constexpr ValueId kEmptyTupleId = 3;
 constexpr ValueId kFirstSmallIntId = 4;
 constexpr uint64_t kSmallIntCount = 256;
+
+// Longer texts are read to where they stay, not through the reader's buffer.
+constexpr uint64_t kFewTextBytes = 4096;
 
 std::string opcode_text(uint8_t code) {
   const std::byte byte{code};
@@ -179,11 +185,13 @@ std::string integer_text(std::string_view bytes) {
 // The virtual machine of pickletools.py: a stack, marks on it, and a memo.
 class PickleMachine {
  public:
-  PickleMachine(PickleBytes bytes, const PickleOrigin& origin)
-      : origin_(origin) {
-    tree_.bytes_ = std::move(bytes);
-    begin_ = tree_.bytes_.bytes.get();
-    size_bytes_ = tree_.bytes_.size_bytes;
+  PickleMachine(
+      const ByteSource& source,
+      uint64_t size_bytes,
+      const PickleOrigin& origin)
+      : origin_(origin),
+        size_bytes_(size_bytes),
+        reader_(source, {origin.file_offset, origin.file_offset + size_bytes}) {
   }
 
   PickleTree run();
@@ -205,28 +213,28 @@ class PickleMachine {
   [[noreturn]] void fail_op(const std::string& what) const {
     fail(
         ErrorKind::kCorrupt,
-        opcode_text(static_cast<uint8_t>(begin_[op_offset_])) + " " + what);
+        opcode_text(static_cast<uint8_t>(opcode_)) + " " + what);
   }
 
-  void step(PickleOpcode opcode);
+  // Inlined into its loop: most opcodes are a few instructions, fewer than a
+  // call of a function of this size.
+  [[gnu::always_inline]] inline void step(PickleOpcode opcode);
 
-  // Arguments of opcodes.
+  // Arguments of opcodes. What they point to is valid until the next is taken.
+  void require_bytes(uint64_t byte_count) const;
   const std::byte* take(uint64_t byte_count) {
-    if (byte_count > size_bytes_ - position_) {
-      fail_op(
-          "needs " + std::to_string(byte_count) + " more bytes, expected at " +
-          "most the remaining " + std::to_string(size_bytes_ - position_));
+    if (byte_count > reader_.buffered_bytes()) [[unlikely]] {
+      require_bytes(byte_count);
     }
-    const std::byte* result = begin_ + position_;
-    position_ += byte_count;
-    return result;
+    return reader_.take(byte_count);
   }
-  uint64_t take_uint(size_t byte_count) {
-    return load_little_endian(take(byte_count), byte_count);
+  template <std::unsigned_integral T>
+  uint64_t take_uint() {
+    return load_as<T>(take(sizeof(T)));
   }
   // pickletools' int4 in the role of a size.
   uint64_t take_signed_size() {
-    const auto value = static_cast<int32_t>(take_uint(4));
+    const auto value = static_cast<int32_t>(take_uint<uint32_t>());
     if (value < 0) {
       fail_op("has the size " + std::to_string(value) + ", expected 0 or more");
     }
@@ -240,12 +248,11 @@ class PickleMachine {
     stack_.push_back(id);
   }
   void require(size_t count) const {
-    if (stack_.size() - floor_ < count) {
-      fail_op(
-          "finds " + std::to_string(stack_.size() - floor_) +
-          " values on the stack, expected " + std::to_string(count));
+    if (stack_.size() - floor_ < count) [[unlikely]] {
+      fail_stack(count);
     }
   }
+  [[noreturn]] void fail_stack(size_t expected_count) const;
   ValueId top() const {
     require(1);
     return stack_.back();
@@ -275,32 +282,38 @@ class PickleMachine {
   }
 
   // Nodes.
-  ValueId add(ValueKind kind, uint32_t first, uint64_t second = 0) {
-    tree_.nodes_.push_back({kind, false, first, second});
+  ValueId add(ValueKind kind, uint32_t first, uint32_t second = 0) {
+    tree_.nodes_.push_back({first, second, kind});
     return static_cast<ValueId>(tree_.nodes_.size() - 1);
+  }
+  ValueId add_bits(ValueKind kind, uint64_t bits) {
+    return add(
+        kind,
+        static_cast<uint32_t>(bits),
+        static_cast<uint32_t>(bits >> 32));
   }
   ValueId add_int(int64_t value) {
     if (value >= 0 && static_cast<uint64_t>(value) < kSmallIntCount) {
       return kFirstSmallIntId + static_cast<ValueId>(value);
     }
-    return add(ValueKind::kInt, 0, static_cast<uint64_t>(value));
+    // Sizes come again and again.
+    ValueId& recent =
+        recent_ints_[static_cast<uint64_t>(value) % recent_ints_.size()];
+    if (tree_.int_value(recent) != value) {
+      recent = add_bits(ValueKind::kInt, static_cast<uint64_t>(value));
+    }
+    return recent;
   }
-  ValueId add_text(ValueKind kind, uint64_t byte_count) {
-    const std::byte* text = take(byte_count);
-    return add(kind, static_cast<uint32_t>(text - begin_), byte_count);
-  }
+  // Of the next bytes.
+  ValueId add_text(ValueKind kind, uint64_t byte_count);
+  ValueId add_text(ValueKind kind, std::string_view text);
   ValueId add_line(std::string_view line) {
-    return add(
-        ValueKind::kString,
-        static_cast<uint32_t>(
-            reinterpret_cast<const std::byte*>(line.data()) - begin_),
-        line.size());
+    return add_text(ValueKind::kString, line);
   }
-  ValueId add_decoded(ValueKind kind, std::string_view text);
   ValueId add_long(uint64_t byte_count);
   ValueId add_decimal(std::string_view text);
   ValueId add_float(double value) {
-    return add(ValueKind::kFloat, 0, std::bit_cast<uint64_t>(value));
+    return add_bits(ValueKind::kFloat, std::bit_cast<uint64_t>(value));
   }
   ValueId add_float_line();
   ValueId add_string_line();
@@ -308,6 +321,9 @@ class PickleMachine {
   ValueId add_container(ValueKind kind, std::span<const ValueId> values = {});
   ValueId add_global(ValueId module, ValueId name);
   ValueId add_object(ValueId callable, ValueId args);
+  ValueId add_persistent(ValueId pid) {
+    return add(ValueKind::kPersistent, pid, static_cast<uint32_t>(op_offset_));
+  }
   // A class of TorchScript, which lives in the module __torch__.
   [[nodiscard]] bool is_script_class(ValueId callable) const;
   PickleTree::ObjectExtras& extras_of(ValueId object);
@@ -332,15 +348,17 @@ class PickleMachine {
 
   PickleOrigin origin_;
   PickleTree tree_;
-  const std::byte* begin_ = nullptr;
-  uint64_t size_bytes_ = 0;
-  uint64_t position_ = 0;
-  uint64_t op_offset_ = 0;
+  const uint64_t size_bytes_;
+  SourceReader reader_;
+  std::byte opcode_{};      // the one that runs
+  uint64_t op_offset_ = 0;  // in the pickle
 
   std::vector<ValueId> stack_;
   std::vector<size_t> marks_;  // the floors below the topmost mark
   size_t floor_ = 0;
   std::vector<Run> runs_;
+
+  std::array<ValueId, 256> recent_ints_{};  // by value, modulo
 
   // Picklers count memo keys up from 0; a key that is too large for that goes
   // to the map, so that one opcode cannot ask for gigabytes of empty slots.
@@ -349,46 +367,12 @@ class PickleMachine {
   uint64_t memo_count_ = 0;
 };
 
-PickleTree PickleMachine::run() {
-  // INST makes 5 nodes of 3 bytes, a value lies in the pool twice after
-  // flattening, and escaped text doubles at most.
-  if (size_bytes_ >= kPickleLimitBytes) {
-    fail(
-        ErrorKind::kUnsupported,
-        "the pickle has " + std::to_string(size_bytes_) +
-            " bytes, expected less than 2 GiB");
-  }
-  // A node for every 8 bytes is what torch.save stays under; untouched pages
-  // of a reserve cost nothing.
-  tree_.nodes_.reserve(kFirstSmallIntId + kSmallIntCount + size_bytes_ / 8);
-  tree_.pool_.reserve(size_bytes_ / 4);
-  memo_.reserve(size_bytes_ / 8);
-  add(ValueKind::kNone, 0);
-  add(ValueKind::kBool, 0, 0);
-  add(ValueKind::kBool, 0, 1);
-  add(ValueKind::kTuple, 0, 0);
-  for (uint64_t value = 0; value < kSmallIntCount; ++value) {
-    add(ValueKind::kInt, 0, value);
-  }
-  while (tree_.root_ == kNoValue) {
-    op_offset_ = position_;
-    if (position_ == size_bytes_) {
-      fail(
-          ErrorKind::kCorrupt,
-          "the pickle ends after " + std::to_string(size_bytes_) +
-              " bytes, expected a STOP opcode");
-    }
-    step(static_cast<PickleOpcode>(begin_[position_++]));
-  }
-  flatten_sequences();
-  return std::move(tree_);
-}
-
 void PickleMachine::step(PickleOpcode opcode) {
   using enum PickleOpcode;
   switch (opcode) {
     case k_PROTO:
-      if (const uint64_t protocol = take_uint(1); protocol > kHighestProtocol) {
+      if (const uint64_t protocol = take_uint<uint8_t>();
+          protocol > kHighestProtocol) {
         fail(
             ErrorKind::kUnsupported,
             "pickle protocol " + std::to_string(protocol) +
@@ -397,12 +381,12 @@ void PickleMachine::step(PickleOpcode opcode) {
       return;
     case k_FRAME:
       // Frames only help readers that buffer; the next opcode follows.
-      if (const uint64_t frame_bytes = take_uint(8);
-          frame_bytes > size_bytes_ - position_) {
+      if (const uint64_t frame_bytes = take_uint<uint64_t>();
+          frame_bytes > reader_.remaining_bytes()) {
         fail_op(
             "has " + std::to_string(frame_bytes) +
             " bytes, expected at most the remaining " +
-            std::to_string(size_bytes_ - position_));
+            std::to_string(reader_.remaining_bytes()));
       }
       return;
     case k_STOP:
@@ -432,13 +416,13 @@ void PickleMachine::step(PickleOpcode opcode) {
     case k_NEWFALSE:
       return push(kFalseId);
     case k_BININT1:
-      return push(add_int(static_cast<int64_t>(take_uint(1))));
+      return push(add_int(static_cast<int64_t>(take_uint<uint8_t>())));
     case k_BININT2:
-      return push(add_int(static_cast<int64_t>(take_uint(2))));
+      return push(add_int(static_cast<int64_t>(take_uint<uint16_t>())));
     case k_BININT:
-      return push(add_int(static_cast<int32_t>(take_uint(4))));
+      return push(add_int(static_cast<int32_t>(take_uint<uint32_t>())));
     case k_LONG1:
-      return push(add_long(take_uint(1)));
+      return push(add_long(take_uint<uint8_t>()));
     case k_LONG4:
       return push(add_long(take_signed_size()));
     case k_INT: {
@@ -465,32 +449,32 @@ void PickleMachine::step(PickleOpcode opcode) {
       for (int i = 0; i < 8; ++i) {
         bits = bits << 8 | std::to_integer<uint64_t>(bytes[i]);
       }
-      return push(add(ValueKind::kFloat, 0, bits));
+      return push(add_bits(ValueKind::kFloat, bits));
     }
 
     case k_SHORT_BINUNICODE:
-      return push(add_text(ValueKind::kString, take_uint(1)));
+      return push(add_text(ValueKind::kString, take_uint<uint8_t>()));
     case k_BINUNICODE:
-      return push(add_text(ValueKind::kString, take_uint(4)));
+      return push(add_text(ValueKind::kString, take_uint<uint32_t>()));
     case k_BINUNICODE8:
-      return push(add_text(ValueKind::kString, take_uint(8)));
+      return push(add_text(ValueKind::kString, take_uint<uint64_t>()));
     // Python 2's str: torch.load decodes it as a string.
     case k_SHORT_BINSTRING:
-      return push(add_text(ValueKind::kString, take_uint(1)));
+      return push(add_text(ValueKind::kString, take_uint<uint8_t>()));
     case k_BINSTRING:
       return push(add_text(ValueKind::kString, take_signed_size()));
     case k_STRING:
       return push(add_string_line());
     case k_UNICODE:
       return push(
-          add_decoded(ValueKind::kString, decode_raw_unicode(take_line())));
+          add_text(ValueKind::kString, decode_raw_unicode(take_line())));
     case k_SHORT_BINBYTES:
-      return push(add_text(ValueKind::kBytes, take_uint(1)));
+      return push(add_text(ValueKind::kBytes, take_uint<uint8_t>()));
     case k_BINBYTES:
-      return push(add_text(ValueKind::kBytes, take_uint(4)));
+      return push(add_text(ValueKind::kBytes, take_uint<uint32_t>()));
     case k_BINBYTES8:
     case k_BYTEARRAY8:
-      return push(add_text(ValueKind::kBytes, take_uint(8)));
+      return push(add_text(ValueKind::kBytes, take_uint<uint64_t>()));
 
     case k_EMPTY_TUPLE:
       return push(kEmptyTupleId);
@@ -626,27 +610,26 @@ void PickleMachine::step(PickleOpcode opcode) {
       return build(top(), state);
     }
     case k_PERSID:
-      return push(
-          add(ValueKind::kPersistent, add_line(take_line()), op_offset_));
+      return push(add_persistent(add_line(take_line())));
     case k_BINPERSID: {
       const ValueId pid = pop();
-      return push(add(ValueKind::kPersistent, pid, op_offset_));
+      return push(add_persistent(pid));
     }
 
     case k_PUT:
       return memoize(take_decimal_line());
     case k_BINPUT:
-      return memoize(take_uint(1));
+      return memoize(take_uint<uint8_t>());
     case k_LONG_BINPUT:
-      return memoize(take_uint(4));
+      return memoize(take_uint<uint32_t>());
     case k_MEMOIZE:
       return memoize(memo_count_);
     case k_GET:
       return push(recall(take_decimal_line()));
     case k_BINGET:
-      return push(recall(take_uint(1)));
+      return push(recall(take_uint<uint8_t>()));
     case k_LONG_BINGET:
-      return push(recall(take_uint(4)));
+      return push(recall(take_uint<uint32_t>()));
 
     case k_EXT1:
     case k_EXT2:
@@ -661,21 +644,68 @@ void PickleMachine::step(PickleOpcode opcode) {
   }
   fail(
       ErrorKind::kCorrupt,
-      "found byte 0x" + hex_bytes({begin_ + op_offset_, 1}) +
+      "found byte 0x" + hex_bytes({&opcode_, 1}) +
           ", expected a pickle opcode");
 }
 
+PickleTree PickleMachine::run() {
+  // INST makes 5 nodes of 3 bytes, a value lies in the pool twice after
+  // flattening, and escaped text doubles at most.
+  if (size_bytes_ >= kPickleLimitBytes) {
+    fail(
+        ErrorKind::kUnsupported,
+        "the pickle has " + std::to_string(size_bytes_) +
+            " bytes, expected less than 2 GiB");
+  }
+  // What torch.save stays under; untouched pages of a reserve cost nothing.
+  tree_.nodes_.reserve(kFirstSmallIntId + kSmallIntCount + size_bytes_ / 8);
+  tree_.pool_.reserve(size_bytes_ / 4);
+  tree_.objects_.reserve(size_bytes_ / 32);
+  tree_.texts_.reserve(size_bytes_ / 4);
+  memo_.reserve(size_bytes_ / 8);
+  add(ValueKind::kNone, 0);
+  add(ValueKind::kBool, 0);
+  add(ValueKind::kBool, 1);
+  add(ValueKind::kTuple, 0);
+  for (uint64_t value = 0; value < kSmallIntCount; ++value) {
+    add_bits(ValueKind::kInt, value);
+  }
+  recent_ints_.fill(kFirstSmallIntId);
+  while (tree_.root_ == kNoValue) {
+    op_offset_ = reader_.file_offset() - origin_.file_offset;
+    if (op_offset_ == size_bytes_) {
+      fail(
+          ErrorKind::kCorrupt,
+          "the pickle ends after " + std::to_string(size_bytes_) +
+              " bytes, expected a STOP opcode");
+    }
+    opcode_ = *reader_.take(1);
+    step(static_cast<PickleOpcode>(opcode_));
+  }
+  flatten_sequences();
+  return std::move(tree_);
+}
+
+void PickleMachine::require_bytes(uint64_t byte_count) const {
+  if (byte_count > reader_.remaining_bytes()) {
+    fail_op(
+        "needs " + std::to_string(byte_count) + " more bytes, expected at " +
+        "most the remaining " + std::to_string(reader_.remaining_bytes()));
+  }
+}
+
+void PickleMachine::fail_stack(size_t expected_count) const {
+  fail_op(
+      "finds " + std::to_string(stack_.size() - floor_) +
+      " values on the stack, expected " + std::to_string(expected_count));
+}
+
 std::string_view PickleMachine::take_line() {
-  const std::byte* const end = begin_ + size_bytes_;
-  const std::byte* const line = begin_ + position_;
-  const std::byte* const line_end = std::find(line, end, std::byte{'\n'});
-  if (line_end == end) {
+  const std::optional<std::string_view> line = reader_.take_line();
+  if (!line.has_value()) {
     fail_op("needs a line, expected a newline in front of the end");
   }
-  position_ = static_cast<uint64_t>(line_end - begin_) + 1;
-  return {
-      reinterpret_cast<const char*>(line),
-      static_cast<size_t>(line_end - line)};
+  return *line;
 }
 
 uint64_t PickleMachine::take_decimal_line() {
@@ -689,11 +719,30 @@ uint64_t PickleMachine::take_decimal_line() {
   return value;
 }
 
-ValueId PickleMachine::add_decoded(ValueKind kind, std::string_view text) {
-  const auto begin = static_cast<uint32_t>(tree_.decoded_text_.size());
-  tree_.decoded_text_ += text;
-  const ValueId id = add(kind, begin, text.size());
-  tree_.nodes_[id].is_decoded = true;
+ValueId PickleMachine::add_text(ValueKind kind, uint64_t byte_count) {
+  if (byte_count <= kFewTextBytes) {
+    return add_text(
+        kind,
+        {reinterpret_cast<const char*>(take(byte_count)), byte_count});
+  }
+  require_bytes(byte_count);
+  const size_t begin = tree_.texts_.size();
+  const ValueId id =
+      add(kind,
+          static_cast<uint32_t>(begin),
+          static_cast<uint32_t>(byte_count));
+  tree_.texts_.resize(begin + byte_count);
+  reader_.take_into(
+      std::as_writable_bytes(std::span(tree_.texts_).subspan(begin)));
+  return id;
+}
+
+ValueId PickleMachine::add_text(ValueKind kind, std::string_view text) {
+  const ValueId id =
+      add(kind,
+          static_cast<uint32_t>(tree_.texts_.size()),
+          static_cast<uint32_t>(text.size()));
+  tree_.texts_ += text;
   return id;
 }
 
@@ -703,7 +752,7 @@ ValueId PickleMachine::add_long(uint64_t byte_count) {
     return add_int(0);
   }
   if (byte_count > 8) {
-    return add_decoded(
+    return add_text(
         ValueKind::kBigInt,
         integer_text({reinterpret_cast<const char*>(bytes), byte_count}));
   }
@@ -720,7 +769,7 @@ ValueId PickleMachine::add_decimal(std::string_view text) {
     fail_op("has the number " + quoted(text) + ", expected decimal digits");
   }
   return error == std::errc() ? add_int(value)
-                              : add_decoded(ValueKind::kBigInt, text);
+                              : add_text(ValueKind::kBigInt, text);
 }
 
 ValueId PickleMachine::add_float_line() {
@@ -750,7 +799,7 @@ ValueId PickleMachine::add_string_line() {
       (line.front() != '\'' && line.front() != '"')) {
     fail_op("has the string " + quoted(line) + ", expected it in quotes");
   }
-  return add_decoded(
+  return add_text(
       ValueKind::kString,
       decode_escapes(line.substr(1, line.size() - 2)));
 }
@@ -760,8 +809,10 @@ ValueId PickleMachine::add_tuple(std::span<const ValueId> values) {
     return kEmptyTupleId;
   }
   const auto begin = static_cast<uint32_t>(tree_.pool_.size());
-  tree_.pool_.insert(tree_.pool_.end(), values.begin(), values.end());
-  return add(ValueKind::kTuple, begin, values.size());
+  for (const ValueId value : values) {  // few; insert() is made for many
+    tree_.pool_.push_back(value);
+  }
+  return add(ValueKind::kTuple, begin, static_cast<uint32_t>(values.size()));
 }
 
 ValueId PickleMachine::add_container(
@@ -925,7 +976,8 @@ void PickleMachine::memoize(uint64_t key) {
   if (key <= op_offset_) {
     if (key == memo_.size()) {
       memo_.push_back(id);
-      memo_count_ += sparse_memo_.contains(key) ? 0 : 1;
+      memo_count_ +=
+          sparse_memo_.empty() || !sparse_memo_.contains(key) ? 1 : 0;
       return;
     }
     if (key > memo_.size()) {
@@ -954,20 +1006,20 @@ ValueId PickleMachine::recall(uint64_t key) const {
   return found->second;
 }
 
-PickleTree PickleTree::load(PickleBytes bytes, const PickleOrigin& origin) {
-  return PickleMachine(std::move(bytes), origin).run();
+PickleTree PickleTree::load(
+    const ByteSource& source,
+    uint64_t size_bytes,
+    const PickleOrigin& origin) {
+  return PickleMachine(source, size_bytes, origin).run();
 }
 
 double PickleTree::float_value(ValueId id) const noexcept {
-  return std::bit_cast<double>(nodes_[id].second);
+  return std::bit_cast<double>(bits_of(nodes_[id]));
 }
 
 std::string_view PickleTree::text(ValueId id) const noexcept {
   const Node& node = nodes_[id];
-  const char* begin = node.is_decoded
-                          ? decoded_text_.data()
-                          : reinterpret_cast<const char*>(bytes_.bytes.get());
-  return {begin + node.first, node.second};
+  return {texts_.data() + node.first, node.second};
 }
 
 std::span<const ValueId> PickleTree::items(ValueId id) const noexcept {

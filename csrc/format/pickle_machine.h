@@ -10,16 +10,17 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/byte_source.h"
+
 namespace ckpt_streamer::format {
 
 // A node of one tree. Equal ids are the same Python object; equal None, bools,
-// empty tuples and ints of [0, 256) share an id as they do in CPython.
+// empty tuples and ints may share an id, whether or not they do in CPython.
 using ValueId = uint32_t;
 
 inline constexpr ValueId kNoValue = 0xFFFFFFFF;
@@ -56,11 +57,6 @@ struct PickleObject {
   uint64_t pickle_offset = 0;        // of the opcode that made it
 };
 
-struct PickleBytes {
-  std::unique_ptr<std::byte[]> bytes;
-  uint64_t size_bytes = 0;
-};
-
 // Larger pickles are not read: what keeps every count of a tree in 32 bits.
 inline constexpr uint64_t kPickleLimitBytes = uint64_t{1} << 31;
 
@@ -79,9 +75,12 @@ class PickleTree {
   // 0 to 5, Unsupported for a later protocol, for opcodes that need a
   // registry or buffers from elsewhere (EXT*, NEXT_BUFFER, READONLY_BUFFER)
   // and for 2 GiB or more. Each names the opcode and its byte in the file.
+  // REQUIRES: the `size_bytes` from origin.file_offset on are inside `source`,
+  // which is not needed afterwards.
   // Cost: O(size) time and memory; one pass.
   [[nodiscard]] static PickleTree load(
-      PickleBytes bytes,
+      const ByteSource& source,
+      uint64_t size_bytes,
       const PickleOrigin& origin);
 
   [[nodiscard]] ValueId root() const noexcept {
@@ -98,10 +97,10 @@ class PickleTree {
   // The accessors below REQUIRE: a value of the kind that they name.
 
   [[nodiscard]] bool bool_value(ValueId id) const noexcept {
-    return nodes_[id].second != 0;
+    return nodes_[id].first != 0;
   }
   [[nodiscard]] int64_t int_value(ValueId id) const noexcept {
-    return static_cast<int64_t>(nodes_[id].second);
+    return static_cast<int64_t>(bits_of(nodes_[id]));
   }
   [[nodiscard]] double float_value(ValueId id) const noexcept;
 
@@ -149,16 +148,15 @@ class PickleTree {
   friend class PickleMachine;
 
   struct Node {
-    ValueKind kind;
-    bool is_decoded;  // text lies in decoded_text_, not in the pickle itself
-    // string, bytes, big int: begin and size of the text
+    // string, bytes, big int: begin and size of the text in texts_
     // tuple:                  begin and count in pool_
     // list, dict, set:        index in sequences_
     // global, object:         index in globals_ or objects_
     // persistent:             the pid's node and the opcode's offset
-    // bool, int, float:       the value's bits are `second`
+    // bool, int, float:       the lower and the upper half of the value's bits
     uint32_t first;
-    uint64_t second;
+    uint32_t second;
+    ValueKind kind;
   };
   struct Global {
     ValueId module;
@@ -184,17 +182,19 @@ class PickleTree {
     uint32_t second = kNoValue;
   };
 
+  [[nodiscard]] static uint64_t bits_of(const Node& node) noexcept {
+    return uint64_t{node.second} << 32 | node.first;
+  }
   [[nodiscard]] std::span<const ValueId> sequence_items(
       uint32_t index) const noexcept;
 
-  PickleBytes bytes_;
   std::vector<Node> nodes_;
   std::vector<ValueId> pool_;
   std::vector<Sequence> sequences_;
   std::vector<Global> globals_;
   std::vector<Object> objects_;
   std::vector<ObjectExtras> extras_;
-  std::string decoded_text_;
+  std::string texts_;
   ValueId root_ = kNoValue;
 };
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
-#include <memory>
+#include <span>
 #include <string_view>
 #include <system_error>
 
@@ -15,14 +15,26 @@ namespace {
 // caffe2/serialize/versions.h, kMaxSupportedFileFormatVersion.
 constexpr uint64_t kHighestFileFormatVersion = 10;
 
+void check_stored(const ByteSource& source, const ZipEntry& entry) {
+  if (!entry.is_stored()) {
+    throw CheckpointError(
+        ErrorKind::kUnsupported,
+        source.path(),
+        "record " + quoted(entry.name) + " is compressed (method " +
+            std::to_string(entry.method) + "), expected stored",
+        entry.local_header_offset);
+  }
+}
+
 // A record of a few characters; what is longer comes back cut.
 std::string read_short_record(const ByteSource& source, const ZipEntry& entry) {
   constexpr uint64_t kLongestBytes = 32;
-  ZipEntry head = entry;
-  head.data_range.end =
-      std::min(head.data_range.end, head.data_range.begin + kLongestBytes);
-  const PickleBytes record = read_record(source, head);
-  return {reinterpret_cast<const char*>(record.bytes.get()), record.size_bytes};
+  check_stored(source, entry);
+  std::string text(
+      std::min(entry.data_range.size_bytes(), kLongestBytes),
+      '\0');
+  source.read(entry.data_range.begin, std::as_writable_bytes(std::span(text)));
+  return text;
 }
 
 }  // namespace
@@ -32,20 +44,12 @@ std::string archive_prefix(const ZipDirectory& directory) {
   return std::string(first.substr(0, first.find('/')));
 }
 
-PickleBytes read_record(const ByteSource& source, const ZipEntry& entry) {
-  if (!entry.is_stored()) {
-    throw CheckpointError(
-        ErrorKind::kUnsupported,
-        source.path(),
-        "record " + quoted(entry.name) + " is compressed (method " +
-            std::to_string(entry.method) + "), expected stored",
-        entry.local_header_offset);
-  }
-  PickleBytes result;
-  result.size_bytes = entry.data_range.size_bytes();
-  result.bytes = std::make_unique_for_overwrite<std::byte[]>(result.size_bytes);
-  source.read(entry.data_range.begin, {result.bytes.get(), result.size_bytes});
-  return result;
+PickleTree load_pickle(
+    const ByteSource& source,
+    const ZipEntry& entry,
+    const PickleOrigin& origin) {
+  check_stored(source, entry);
+  return PickleTree::load(source, entry.data_range.size_bytes(), origin);
 }
 
 void check_archive(

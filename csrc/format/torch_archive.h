@@ -17,11 +17,13 @@ namespace ckpt_streamer::format {
 // REQUIRES: the directory has a record.
 [[nodiscard]] std::string archive_prefix(const ZipDirectory& directory);
 
-// The whole record.
-// THROWS: CheckpointError Unsupported when it is compressed.
-[[nodiscard]] PickleBytes read_record(
+// A record that is a pickle, as a tree.
+// THROWS: CheckpointError Unsupported when it is compressed; as
+// PickleTree::load.
+[[nodiscard]] PickleTree load_pickle(
     const ByteSource& source,
-    const ZipEntry& entry);
+    const ZipEntry& entry,
+    const PickleOrigin& origin);
 
 // Looks at <prefix>/byteorder and <prefix>/version, if they are there.
 // THROWS: CheckpointError Unsupported for big-endian archives and for later

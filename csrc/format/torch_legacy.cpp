@@ -1,6 +1,5 @@
 #include "format/torch_legacy.h"
 
-#include <memory>
 #include <string>
 #include <utility>
 
@@ -32,11 +31,7 @@ PlacedPickle read_pickle(
     const char* name) {
   PickleOrigin origin{source.path(), name, file_offset};
   const uint64_t end = find_pickle_end(source, origin);
-  PickleBytes pickle;
-  pickle.size_bytes = end - file_offset;
-  pickle.bytes = std::make_unique_for_overwrite<std::byte[]>(pickle.size_bytes);
-  source.read(file_offset, {pickle.bytes.get(), pickle.size_bytes});
-  PickleTree tree = PickleTree::load(std::move(pickle), origin);
+  PickleTree tree = PickleTree::load(source, end - file_offset, origin);
   return {std::move(tree), std::move(origin), end};
 }
 

@@ -32,7 +32,7 @@ void append_archive(
       source.path(),
       record_name,
       entry->data_range.begin};
-  const PickleTree tree = PickleTree::load(read_record(source, *entry), origin);
+  const PickleTree tree = load_pickle(source, *entry, origin);
   ZipStorages storages(directory, prefix + "/" + name + "/", source.path());
   append_tensors(
       {tree,

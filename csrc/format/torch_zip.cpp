@@ -38,7 +38,7 @@ CheckpointIndex read_torch_zip(
       source.path(),
       std::string(entry->name),
       entry->data_range.begin};
-  const PickleTree tree = PickleTree::load(read_record(source, *entry), origin);
+  const PickleTree tree = load_pickle(source, *entry, origin);
   ZipStorages storages(directory, prefix + "/data/", source.path());
   CheckpointIndex index;
   append_tensors(

@@ -8,6 +8,7 @@
 #include "base/checked_math.h"
 #include "base/error.h"
 #include "format/little_endian.h"
+#include "format/source_reader.h"
 #include "format/text.h"
 
 namespace ckpt_streamer::format {
@@ -294,6 +295,29 @@ void apply_zip64_extra(
   // Without the extra field the value is what it says: 4 GiB - 1.
 }
 
+void check_entry(
+    const ByteSource& source,
+    const ZipEntry& entry,
+    uint64_t header_offset) {
+  if ((entry.flags & kEncryptionFlags) != 0) {
+    throw CheckpointError(
+        ErrorKind::kUnsupported,
+        source.path(),
+        "record " + quoted(entry.name) + " is encrypted, expected plain",
+        header_offset);
+  }
+  if (entry.is_stored() &&
+      entry.compressed_size_bytes != entry.uncompressed_size_bytes) {
+    fail(
+        source,
+        "record " + quoted(entry.name) + " is stored in " +
+            std::to_string(entry.compressed_size_bytes) +
+            " bytes, expected its size of " +
+            std::to_string(entry.uncompressed_size_bytes),
+        header_offset);
+  }
+}
+
 // The bytes of local headers, asked for in ascending order. A system call for
 // each would be most of the time that opening takes where they lie close
 // together; bringing in what is between them would be where they do not.
@@ -424,8 +448,8 @@ ZipDirectory ZipDirectory::read(const ByteSource& source) {
   for (const ZipEntry& entry : directory.entries_) {
     names.push_back(entry.name);
   }
-  directory.names_ = NameIndex(std::move(names));
-  if (const auto& duplicate = directory.names_.duplicate()) {
+  directory.index_ = NameIndex(std::move(names));
+  if (const auto& duplicate = directory.index_.duplicate()) {
     fail(
         source,
         "record " + quoted(directory.entries_[duplicate->first].name) +
@@ -437,7 +461,7 @@ ZipDirectory ZipDirectory::read(const ByteSource& source) {
 }
 
 const ZipEntry* ZipDirectory::find(std::string_view name) const noexcept {
-  const auto position = names_.find(name);
+  const auto position = index_.find(name);
   return position.has_value() ? &entries_[*position] : nullptr;
 }
 
@@ -446,15 +470,14 @@ void ZipDirectory::parse_entries(
     const ByteRange& directory_range,
     uint64_t entry_count) {
   const uint64_t directory_bytes = directory_range.size_bytes();
-  directory_ = std::make_unique_for_overwrite<std::byte[]>(directory_bytes);
-  source.read(directory_range.begin, {directory_.get(), directory_bytes});
+  // More than enough, whatever the headers say; only what names fill is used.
+  names_ = std::make_unique_for_overwrite<char[]>(directory_bytes);
+  char* names_end = names_.get();
   entries_.reserve(entry_count);
-
-  uint64_t position = 0;
+  SourceReader reader(source, directory_range);
   while (entries_.size() < entry_count) {
-    const uint64_t header_offset = directory_range.begin + position;
-    const uint64_t remaining_bytes = directory_bytes - position;
-    const std::byte* header = directory_.get() + position;
+    const uint64_t header_offset = reader.file_offset();
+    const uint64_t remaining_bytes = reader.remaining_bytes();
     if (remaining_bytes < kDirectoryHeaderBytes) {
       fail(
           source,
@@ -463,6 +486,7 @@ void ZipDirectory::parse_entries(
               std::to_string(entry_count),
           header_offset);
     }
+    const std::byte* const header = reader.take(kDirectoryHeaderBytes);
     // APPNOTE 4.3.12.
     if (load_u32(header) != kDirectoryHeaderSignature) {
       fail(
@@ -473,59 +497,43 @@ void ZipDirectory::parse_entries(
     }
     const uint64_t name_bytes = load_u16(header + 28);
     const uint64_t extra_bytes = load_u16(header + 30);
-    const uint64_t comment_bytes = load_u16(header + 32);
-    const uint64_t header_bytes =
-        kDirectoryHeaderBytes + name_bytes + extra_bytes + comment_bytes;
-    if (header_bytes > remaining_bytes) {
+    const uint64_t variable_bytes =
+        name_bytes + extra_bytes + load_u16(header + 32);
+    if (variable_bytes > reader.remaining_bytes()) {
       fail(
           source,
-          "a central directory header has " + std::to_string(header_bytes) +
+          "a central directory header has " +
+              std::to_string(kDirectoryHeaderBytes + variable_bytes) +
               " bytes, expected at most the remaining " +
               std::to_string(remaining_bytes),
           header_offset);
     }
     ZipEntry entry;
-    entry.name = {
-        reinterpret_cast<const char*>(header) + kDirectoryHeaderBytes,
-        name_bytes};
     entry.flags = load_u16(header + 8);
     entry.method = load_u16(header + 10);
     entry.crc32 = load_u32(header + 16);
     entry.compressed_size_bytes = load_u32(header + 20);
     entry.uncompressed_size_bytes = load_u32(header + 24);
     entry.local_header_offset = load_u32(header + 42);
+    const std::byte* const name = reader.take(variable_bytes);
+    entry.name = {names_end, name_bytes};
+    names_end =
+        std::copy_n(reinterpret_cast<const char*>(name), name_bytes, names_end);
     apply_zip64_extra(
         source,
-        {header + kDirectoryHeaderBytes + name_bytes, extra_bytes},
+        {name + name_bytes, extra_bytes},
         header_offset,
         entry);
-    if ((entry.flags & kEncryptionFlags) != 0) {
-      throw CheckpointError(
-          ErrorKind::kUnsupported,
-          source.path(),
-          "record " + quoted(entry.name) + " is encrypted, expected plain",
-          header_offset);
-    }
-    if (entry.is_stored() &&
-        entry.compressed_size_bytes != entry.uncompressed_size_bytes) {
-      fail(
-          source,
-          "record " + quoted(entry.name) + " is stored in " +
-              std::to_string(entry.compressed_size_bytes) +
-              " bytes, expected its size of " +
-              std::to_string(entry.uncompressed_size_bytes),
-          header_offset);
-    }
+    check_entry(source, entry, header_offset);
     entries_.push_back(entry);
-    position += header_bytes;
   }
-  if (position != directory_bytes) {
+  if (reader.remaining_bytes() != 0) {
     fail(
         source,
         "the central directory has " +
-            std::to_string(directory_bytes - position) +
+            std::to_string(reader.remaining_bytes()) +
             " bytes after its last entry, expected none",
-        directory_range.begin + position);
+        reader.file_offset());
   }
 }
 

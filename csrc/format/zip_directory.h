@@ -44,9 +44,10 @@ class ZipDirectory {
   // directory and do not overlap; a stored entry has equal sizes.
   // THROWS: CheckpointError Corrupt when the file is truncated or its headers
   // contradict each other, Unsupported for encrypted or multi-volume archives.
-  // Cost: one read of the directory, and of the local headers in ascending
-  // order: one small read for each, or one view of 2 MiB at a time where many
-  // of them lie in it; O(entries) memory, checked against the file's size.
+  // Cost: reads of the directory from front to end, and of the local headers in
+  // ascending order: one small read for each, or one view of 2 MiB at a time
+  // where many of them lie in it; O(entries) memory, checked against the file's
+  // size.
   [[nodiscard]] static ZipDirectory read(const ByteSource& source);
 
   // In the order of the central directory.
@@ -67,9 +68,9 @@ class ZipDirectory {
       uint64_t entry_count);
   void resolve_data_ranges(const ByteSource& source, uint64_t directory_begin);
 
-  std::unique_ptr<std::byte[]> directory_;  // what the names point into
+  std::unique_ptr<char[]> names_;  // of the entries, one behind the other
   std::vector<ZipEntry> entries_;
-  NameIndex names_;
+  NameIndex index_;  // of the names
 };
 
 }  // namespace ckpt_streamer::format

@@ -1,7 +1,5 @@
 #include "format/pickle_machine.h"
 
-#include <algorithm>
-
 #include "format/text.h"
 #include "memory_source.h"
 #include "test_macros.h"
@@ -10,16 +8,11 @@ namespace ckpt_streamer::format {
 namespace {
 
 using namespace std::string_literals;
+namespace pickle = testing::pickle;
 
 PickleTree load(const std::string& pickle) {
-  PickleBytes bytes{
-      std::make_unique<std::byte[]>(pickle.size()),
-      pickle.size()};
-  std::copy_n(
-      reinterpret_cast<const std::byte*>(pickle.data()),
-      pickle.size(),
-      bytes.bytes.get());
-  return PickleTree::load(std::move(bytes), {"m.pt", "a/data.pkl", 1000});
+  const testing::MemorySource source(std::string(1000, '?') + pickle + "?");
+  return PickleTree::load(source, pickle.size(), {"m.pt", "a/data.pkl", 1000});
 }
 
 // As Python's repr, more or less; trees only.
@@ -202,6 +195,48 @@ TEST(says_where_an_object_was_made) {
   EXPECT_EQ(tree.global_count(), 1U);
   const PickleTree persistent = load("NQ.");
   EXPECT_EQ(persistent.persistent_pickle_offset(persistent.root()), 1U);
+}
+
+TEST(reads_values_across_the_ends_of_its_buffer) {
+  // A list whose first text moves the other values byte by byte across 64 KiB.
+  for (size_t shift = 0; shift < 40; ++shift) {
+    const std::string first(65536 - shift, 'x');
+    const std::string second(shift, 'y');
+    const std::string bytes = "](" + pickle::text(first) +
+                              pickle::text(second) + pickle::integer(-5) +
+                              "I12\n" + "G\x3f\xf8" + std::string(6, '\0') +
+                              pickle::global("mod", "name") + "e.";
+    const PickleTree tree = load(bytes);
+    EXPECT(
+        show(tree, tree.root()) ==
+        "['" + first + "', '" + second + "', -5, 12, 1.5, mod.name]");
+    EXPECT_THROWS(
+        CheckpointError,
+        "m.pt: the pickle ends after " + std::to_string(bytes.size() - 1) +
+            " bytes, expected a STOP opcode in 'a/data.pkl' [byte " +
+            std::to_string(999 + bytes.size()) + "]",
+        load(bytes.substr(0, bytes.size() - 1)));
+  }
+}
+
+TEST(reads_texts_and_lines_longer_than_its_buffer) {
+  const std::string longest(300'000, 'x');
+  for (const size_t length : {4095, 4096, 4097, 65535, 65536, 65537, 300'000}) {
+    const std::string word = longest.substr(0, length);
+    EXPECT(
+        run("](" + pickle::text(word) + pickle::text("end") + "e.") ==
+        "['" + word + "', 'end']");
+    EXPECT(run("](V" + word + "\nV" + "end\ne.") == "['" + word + "', 'end']");
+  }
+}
+
+TEST(equal_ints_are_told_apart_from_others) {
+  // 256 apart: these compete for one place among the recent ones.
+  EXPECT_EQ(
+      run("](" + pickle::integer(1000) + pickle::integer(1256) +
+          pickle::integer(1000) + pickle::integer(-24) + pickle::integer(-24) +
+          pickle::integer(1000) + "e."),
+      "[1000, 1256, 1000, -24, -24, 1000]");
 }
 
 TEST(shares_values_through_the_memo) {

@@ -142,6 +142,16 @@ TEST(refuses_more_entries_than_fit) {
       "bytes, expected at least 46 bytes an entry [byte 163]");
 }
 
+TEST(refuses_long_names_and_more_entries_than_follow) {
+  // The names take the room that the other entries would need.
+  ZipOptions options;
+  options.entry_count = 20;
+  expect_corrupt(
+      build_zip({{std::string(1000, 'x'), "1"}, {"a/y", "2"}}, options),
+      "m.pt: the central directory ends after 2 entries, expected 20 [byte "
+      "2160]");
+}
+
 TEST(refuses_fewer_entries_than_there_are) {
   ZipOptions options;
   options.entry_count = 1;
@@ -356,7 +366,8 @@ class CountingSource final : public ByteSource {
 };
 
 constexpr uint64_t kViewBytes = uint64_t{2} << 20;
-// The end record, where a zip64 locator would be, and the directory.
+// The end record, where a zip64 locator would be, and the directory (of at most
+// 64 KiB).
 constexpr size_t kDirectoryReads = 3;
 
 // Records "a/00000", "a/00001", ... of `data_bytes` each, the first behind
@@ -385,7 +396,8 @@ TEST(views_local_headers_that_lie_close_together) {
   EXPECT_EQ(source.views.size(), 2U);
   EXPECT(source.views[0] == (ByteRange{0, kViewBytes}));
   EXPECT(source.views[1] == (ByteRange{kViewBytes, file.size()}));
-  EXPECT_EQ(source.read_count, kDirectoryReads);
+  // The directory has 159,000 bytes.
+  EXPECT_EQ(source.read_count, kDirectoryReads + 2);
 }
 
 TEST(reads_local_headers_that_lie_far_apart) {

@@ -1,7 +1,19 @@
 """Stream PyTorch checkpoints through a bounded amount of physical memory."""
 
 from ckpt_streamer._apply import apply_state_dict
+from ckpt_streamer._checkpoint import Checkpoint, open
 from ckpt_streamer._ops import library_path
 from ckpt_streamer._stream import Stream, stream
+from ckpt_streamer._tree import OpaqueArray, OpaqueGlobal, OpaqueObject
 
-__all__ = ["Stream", "apply_state_dict", "library_path", "stream"]
+__all__ = [
+    "Checkpoint",
+    "OpaqueArray",
+    "OpaqueGlobal",
+    "OpaqueObject",
+    "Stream",
+    "apply_state_dict",
+    "library_path",
+    "open",
+    "stream",
+]

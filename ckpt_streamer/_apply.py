@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.nn import Module
 from torch.nn.modules.module import _IncompatibleKeys
 
-from ckpt_streamer._arguments import check_cpu_page_size, memory_limit_bytes_of
+from ckpt_streamer._arguments import (
+    Path,
+    check_cpu_page_size,
+    memory_limit_bytes_of,
+)
+from ckpt_streamer._checkpoint import Checkpoint, state_dict_of
 from ckpt_streamer._load import Converter, StateDictLoad
 
 
 def apply_state_dict(
     model: Module,
-    state_dict: Mapping[str, Any],
+    state_dict: Mapping[str, Any] | Path | Sequence[Path] | Checkpoint,
     converter: Converter | None = None,
     strict: bool = True,
     assign: bool = False,
@@ -41,7 +46,8 @@ def apply_state_dict(
     Args:
         model: The module to load into.
         state_dict: A flat mapping of names to tensors, best views of a
-            memory-mapped file.
+            memory-mapped file; or the path of a checkpoint file that holds one, a
+            list of paths, or a :class:`Checkpoint`.
         converter: Called as ``converter(model, module, tensor)``, once for each
             tensor, with the module that owns it; what it returns is loaded
             instead, and held no longer than until the next is loaded. Tensors
@@ -61,11 +67,13 @@ def apply_state_dict(
     Raises:
         TypeError: ``state_dict`` is no mapping, or a number is no ``int``.
         ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1.
+        OSError, ValueError, NotImplementedError: As :func:`open`, for a path.
         RuntimeError: As ``load_state_dict`` raises it, with its text, then the keys
             changed all the same, if any.
     """
     limit_bytes = memory_limit_bytes_of(memory_limit_mb)
     check_cpu_page_size(cpu_page_size)
+    state_dict = state_dict_of(state_dict, memory_limit_mb)
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
     entries: OrderedDict[str, Any] = OrderedDict(state_dict)

@@ -1,5 +1,13 @@
 """The arguments that several functions share, checked in one place."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+Path = str | os.PathLike[str]
+
 _MIB = 1024 * 1024
 
 
@@ -29,6 +37,49 @@ def check_cpu_page_size(cpu_page_size: int | None) -> None:
     """
     if cpu_page_size is not None:
         _check_int("cpu_page_size", cpu_page_size, "None or an int >= 1 (bytes)")
+
+
+def is_path(value: object) -> TypeGuard[Path | Sequence[Path]]:
+    """Whether a value is a path, or a list or tuple of nothing but paths."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(is_one_path, value))
+    return is_one_path(value)
+
+
+def is_one_path(value: object) -> TypeGuard[Path]:
+    return isinstance(value, (str, os.PathLike))
+
+
+def paths_of(path: Any) -> list[str]:
+    """Check the path of a file, or a list of them.
+
+    Raises:
+        TypeError: It is anything else.
+        ValueError: It cannot be the name of a file.
+    """
+    paths = path if isinstance(path, (list, tuple)) else [path]
+    for each in paths:
+        if not is_one_path(each):
+            what = "an open file; " if hasattr(each, "read") else ""
+            raise TypeError(
+                f"path is {each!r} ({type(each).__name__}), {what}expected the path of "
+                "a checkpoint file, as it is read by mapping it into memory, or a list "
+                "of paths"
+            )
+    return [_checked_name(os.fspath(each)) for each in paths]
+
+
+def _checked_name(name: Any) -> str:
+    text = os.fsdecode(name)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"path is {name!r}, expected the name of a file in UTF-8"
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"path is {name!r}, expected a name without a NUL")
+    return text
 
 
 def _check_int(name: str, value: object, expected: str) -> None:

@@ -1,24 +1,33 @@
-"""Streaming a state_dict that is in memory."""
+"""Streaming a state_dict, in memory or in a file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice, repeat
-from operator import itemgetter, length_hint
-from types import TracebackType
-from typing import Any, NoReturn
+from itertools import islice, repeat
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from ckpt_streamer import _ops
-from ckpt_streamer._arguments import check_cpu_page_size, memory_limit_bytes_of
+from ckpt_streamer._arguments import (
+    Path,
+    check_cpu_page_size,
+    is_path,
+    memory_limit_bytes_of,
+)
+from ckpt_streamer._checkpoint import Checkpoint, open
+from ckpt_streamer._file_stream import PlacedState, Select, selected
+from ckpt_streamer._tree import MappingNode, OpaqueObject, SequenceNode
+from ckpt_streamer._windows import State, TensorStream
 
 StreamItem = tuple[Any, Any, Tensor]
 
 _PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 
+
+_CONTAINERS = (Mapping, list, tuple, SequenceNode)
 
 # A tensor is looked at several times on its way into a window: lots whose
 # objects fit a cache take half the time.
@@ -97,7 +106,7 @@ def walk(root: Any, handle: _ops.WindowHandle) -> Slots:
         for container, key, value in stack[-1]:
             if isinstance(value, Tensor):
                 slots.append(container, key, value)
-            elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            elif isinstance(value, _CONTAINERS) and id(value) not in seen:
                 seen[id(value)] = value
                 stack.append(_entries(value, slots))
                 break
@@ -128,97 +137,44 @@ def _entries(container: Any, slots: Slots) -> Iterator[tuple[Any, Any, Any]]:
     return islice(rest, taken_count, None)
 
 
-class _State:
-    """What a stream and its running generator share.
-
-    Apart from the Stream itself, so that no cycle keeps a dropped stream, and
-    the memory it holds, until the next garbage collection.
-    """
+class _MemoryState(State):
+    """Of a state_dict that is in memory."""
 
     def __init__(self, root: Any, memory_limit_bytes: int) -> None:
-        self.handle = _ops.windows(memory_limit_bytes)
-        self.slots = walk(root, self.handle)
-        self.tensor_count = len(self.slots.tensors)
-        self.handle.plan()
-        order = self.handle.order().tolist()
+        handle = _ops.windows(memory_limit_bytes)
+        self._slots = walk(root, handle)
+        handle.plan()
+        order = handle.order().tolist()
         if order:
-            self.slots.permute(order)
-        self.window_ends: list[int] = self.handle.window_ends().tolist()
-        self.is_closed = False
-        # Of the window that is out: where it ends, its lists, and what of it is
-        # still to come.
-        self._window_end = 0
-        self._lists: tuple[list[Any], ...] = ()
-        self._rest: Iterator[Any] = iter(())
-        self._items: Iterator[StreamItem] = iter(())
+            self._slots.permute(order)
+        super().__init__(handle, len(self._slots.tensors))
 
-    @property
-    def yielded_count(self) -> int:
-        return self._window_end - length_hint(self._rest)
-
-    def items_of(self, begin: int, end: int) -> Iterator[StreamItem]:
+    def lots(self, begin: int, end: int) -> Iterator[Iterator[StreamItem]]:
         """Iterate over a window's slots, and forget them here.
 
         A tensor that the caller replaces must not live on past its window.
         """
         window = slice(begin, end)
-        slots = self.slots
+        slots = self._slots
         containers, keys = slots.containers[window], slots.keys[window]
         tensors = slots.tensors[window]
         slots.keys[window] = slots.tensors[window] = [None] * (end - begin)
-        self._window_end = end
-        self._lists = (containers, keys, tensors)
-        self._rest = iter(tensors)
-        self._items = zip(containers, keys, self._rest, strict=False)
-        return self._items
-
-    def hold_back_rest(self) -> None:
-        """End the iteration of the window that is out before its end."""
-        rest = list(self._items)
-        self._lists = (rest,)
-        self._rest = self._items = iter(rest)
-
-    def take_rest(self) -> Iterator[StreamItem] | None:
-        """Iterate over what was held back, if anything was."""
-        return self._items if length_hint(self._rest) else None
+        yield self.put_out(end, tensors, containers, keys)
 
     def close(self) -> None:
         if not self.is_closed:
-            self.is_closed = True
-            yielded_count = self.yielded_count
-            self.handle.close(yielded_count)
-            # The iterators over these lists end here, also in mid-window.
-            for each in self._lists:
-                each.clear()
-            self._window_end, self._rest = yielded_count, iter(())
-            self.slots.tensors.clear()
-            self.slots.containers.clear()
-            self.slots.keys.clear()
+            super().close()
+            self._slots.tensors.clear()
+            self._slots.containers.clear()
+            self._slots.keys.clear()
 
 
-def _windows(state: _State) -> Iterator[Iterator[StreamItem]]:
-    """Yield the items of one window after the other, evicting in between."""
-    begin = 0
-    # Looked up once: with the caches full of tensor data, it takes as long again
-    # as the call.
-    enter = state.handle.enter
-    for window, end in enumerate(state.window_ends):
-        if state.is_closed:
-            return
-        enter(window)
-        yield state.items_of(begin, end)
-        while (rest := state.take_rest()) is not None:
-            enter(window)  # after a release in mid-window
-            yield rest
-        begin = end
-    state.close()
-
-
-class Stream(chain[StreamItem]):
+class Stream(TensorStream[StreamItem]):
     """An iterator of ``(obj, key, val)`` that keeps file pages under a limit.
 
-    Made by :func:`stream`. ``val`` is always the tensor that the caller's tree
-    holds: ``obj[key] is val``.
+    Made by :func:`stream`. ``val`` is a tensor and ``obj[key]`` the same one: of a
+    tree in memory the very object, of a file a twin that shares its storage
+    while either lives.
 
     At most ``memory_limit_mb`` of the streamed tensors' file pages are in
     physical memory at any instant, as long as no single tensor is larger. They
@@ -231,83 +187,34 @@ class Stream(chain[StreamItem]):
     Not thread-safe. It cannot be pickled or copied.
     """
 
-    # chain is the base because its iteration runs in C: a __next__ in Python
-    # would cost a small tensor a tenth of its conversion.
-    _state: _State
-
-    def __init__(self, *_: object) -> None:  # not called by from_iterable()
-        raise TypeError("a Stream is made by stream()")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the iteration and give back all file pages. Idempotent."""
-        self._state.close()
-
-    def release(self) -> None:
-        """Give back all file pages now and go on. Idempotent.
-
-        Tensors stay valid.
-        """
-        state = self._state
-        state.hold_back_rest()
-        state.handle.release()
-
-    def stats(self) -> dict[str, int]:
-        """Return the stream's figures so far; after the end, the final ones.
-
-        All are bytes, but for the counts ``tensors`` and ``tensors_yielded``:
-
-        - ``memory_limit_bytes``: the limit.
-        - ``bytes_streamed``: spanned by the tensors yielded, shared memory once.
-        - ``bytes_evicted``: file pages given back, checked by a second look.
-        - ``bytes_resident``: clean file pages of the tensors in memory now.
-        - ``peak_bytes_resident``: the most of them seen at a window's end.
-        - ``bytes_over_limit``: how far that is above the limit.
-        - ``bytes_written``: pages of the tensors that were written to. They are
-          the caller's: never given back, not bounded, not in the figures above.
-
-        Cost: a look at the page tables of all tensors.
-        """
-        state = self._state
-        figures = dict(state.handle.figures(state.yielded_count))
-        return {
-            "tensors": state.tensor_count,
-            "tensors_yielded": state.yielded_count,
-            **figures,
-        }
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a Stream cannot be pickled or copied: it stands for this process's "
-            "memory; make a new one with stream()"
-        )
+    _MADE_BY = "stream()"
 
 
 def stream(
-    state_dict: Mapping[Any, Any] | Sequence[Any],
+    state_dict: Mapping[Any, Any]
+    | Sequence[Any]
+    | Path
+    | Sequence[Path]
+    | Checkpoint
+    | OpaqueObject,
     memory_limit_mb: int = 1024,
     cpu_page_size: int | None = None,
+    *,
+    select: Select | None = None,
 ) -> Stream:
     """Iterate over the tensors of a checkpoint in bounded physical memory.
 
-    Meant for tensors that are views of a memory-mapped file, as
-    ``torch.load(path, map_location="cpu", mmap=True)`` makes them. Tensors in
-    other memory (heap, shared, another device) are yielded all the same, and
-    their memory is left alone. Pages that were written to are never dropped.
+    Meant for a checkpoint file by its path, which is opened in milliseconds and
+    of which nothing is executed (see :func:`open`); and for tensors that are
+    views of a memory-mapped file, as ``torch.load(path, map_location="cpu",
+    mmap=True)`` makes them. Tensors in other memory (heap, shared, another
+    device) are yielded all the same, and their memory is left alone. Pages that
+    were written to are never dropped.
 
     Tensors come in the order of their storages' addresses, then of their offsets
-    in it, then of the tree: for one file, in file order. Those without memory
-    here (empty, meta, sparse, other devices) come first.
+    in it, then of the tree: for one file, in file order; for several, file by
+    file. Those without memory here (empty, meta, sparse, other devices) come
+    first.
 
     Args:
         state_dict: Mappings, lists, tuples and namedtuples in any nesting, with
@@ -315,18 +222,29 @@ def stream(
             is yielded once, a tied tensor under each of its keys. A container
             reached twice is walked once. The keys of sequences are indices. It
             is walked at the call: later changes of the containers do not show.
+            Or the path of a checkpoint file, or a list of paths; or a
+            :class:`Checkpoint`, or what is in one. There, the tensors inside
+            objects come as well, and the containers are read-only.
         memory_limit_mb: The most of the tensors' file pages to hold in physical
-            memory, in MiB.
+            memory, in MiB. For a :class:`Checkpoint`, its own limit holds as
+            well.
         cpu_page_size: Accepted for compatibility and not used: the system knows
             its page size.
+        select: Which tensors of a checkpoint file to stream: see :func:`open`.
+            Names are those of the whole checkpoint, also for a part of one.
 
     Returns:
         A :class:`Stream` of ``(obj, key, val)``: ``val`` is the tensor and
-        ``obj[key] is val``.
+        ``obj[key] is val``. From a file, ``obj[key]`` is another tensor on the
+        same storage, as long as one of them lives; afterwards, on the same
+        memory. A file that is one tensor has the key ``''``.
 
     Raises:
-        TypeError: ``state_dict`` is no container, or a number is no ``int``.
-        ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1.
+        TypeError: ``state_dict`` is no container, a number is no ``int``, or
+            ``select`` is nothing to select by, or given for tensors in memory.
+        ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1, or the
+            checkpoint is closed.
+        OSError, ValueError, NotImplementedError: As :func:`open`, for a path.
 
     Example:
         >>> weights = {"weight": torch.ones(2, 2), "step": 7}
@@ -336,13 +254,26 @@ def stream(
     """
     limit_bytes = memory_limit_bytes_of(memory_limit_mb)
     check_cpu_page_size(cpu_page_size)
-    if not isinstance(state_dict, (Mapping, list, tuple)):
+    if is_path(state_dict):
+        state_dict, select = open(state_dict, memory_limit_mb, select=select), None
+    if isinstance(state_dict, Checkpoint):
+        checkpoint = state_dict
+        limit_bytes = min(limit_bytes, checkpoint.memory_limit_bytes)
+        slots = selected(checkpoint.slots, select)
+        return Stream.of(PlacedState(checkpoint.tree, slots, limit_bytes))
+    if isinstance(state_dict, (MappingNode, SequenceNode, OpaqueObject)):
+        tree = state_dict.tree
+        limit_bytes = min(limit_bytes, tree.memory_limit_bytes)
+        slots = selected(tree.handle.slots_under(state_dict.node), select)
+        return Stream.of(PlacedState(tree, slots, limit_bytes))
+    if not isinstance(state_dict, _CONTAINERS):
         raise TypeError(
             f"state_dict is of type {type(state_dict).__name__}, expected a "
-            "mapping, list or tuple of tensors"
+            "mapping, list or tuple of tensors, or the path of a checkpoint file"
         )
-    state = _State(state_dict, limit_bytes)
-    result = Stream.from_iterable(_windows(state))
-    assert isinstance(result, Stream)
-    result._state = state
-    return result
+    if select is not None:
+        raise TypeError(
+            f"select is {select!r}, and state_dict is in memory; expected None, or "
+            "the path of a checkpoint file"
+        )
+    return Stream.of(_MemoryState(state_dict, limit_bytes))

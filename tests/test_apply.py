@@ -105,7 +105,7 @@ def test_any_mapping_is_taken_and_left_alone(kind: Any) -> None:
     assert model.get_parameter("0.weight").tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("bad", [None, [("weight", torch.ones(1))], "x.pt", 5])
+@pytest.mark.parametrize("bad", [None, [("weight", torch.ones(1))], b"x.pt", 5])
 def test_a_state_dict_that_is_no_mapping(bad: Any) -> None:
     model = nn.Linear(1, 1)
     outcome = outcome_of(apply_state_dict, model, bad)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ckpt_streamer
-from ckpt_streamer import _stream
+from ckpt_streamer import _checkpoint, _stream
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,9 +38,10 @@ def test_python_blocks() -> None:
 
 
 def test_docstring_examples() -> None:
-    results = doctest.testmod(_stream)
-    assert results.attempted > 0
-    assert results.failed == 0
+    for module in (_checkpoint, _stream):
+        results = doctest.testmod(module)
+        assert results.attempted > 0
+        assert results.failed == 0
 
 
 def test_links_lead_somewhere() -> None:

@@ -355,11 +355,11 @@ def test_page_size_is_accepted_and_not_used(page_size: int | None) -> None:
     assert keys_of(stream({"a": torch.ones(1)}, 1, page_size)) == ["a"]
 
 
-@pytest.mark.parametrize("bad", ["x.pt", None, 5, {1}, torch.ones(1)])
+@pytest.mark.parametrize("bad", [b"x.pt", None, 5, {1}, torch.ones(1)])
 def test_bad_state_dict(bad: Any) -> None:
     with pytest.raises(TypeError) as caught:
         stream(bad)
     assert str(caught.value) == (
         f"state_dict is of type {type(bad).__name__}, expected a mapping, list or "
-        "tuple of tensors"
+        "tuple of tensors, or the path of a checkpoint file"
     )

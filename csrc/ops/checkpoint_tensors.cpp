@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "format/checkpoint_files.h"
+#include "ops/node_values.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -214,6 +215,13 @@ at::Tensor CheckpointTensors::tensor(uint32_t tensor_index) const {
     tensor.set_requires_grad(true);
   }
   return tensor;
+}
+
+c10::IValue CheckpointTensors::value(format::NodeId node) const {
+  const format::ValueTree& tree = index_.values;
+  return tree.kind(node) == format::NodeKind::kTensor
+             ? c10::IValue(tensor(tree.tensor_index(node)))
+             : value_of(tree, node);
 }
 
 }  // namespace ckpt_streamer::ops

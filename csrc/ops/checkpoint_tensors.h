@@ -5,6 +5,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
 #include <c10/core/Storage.h>
 
 #include <atomic>
@@ -55,6 +56,10 @@ class CheckpointTensors final {
   // THROWS: CheckpointError Corrupt when a record to be read is no longer
   // there, Io when it cannot be.
   [[nodiscard]] at::Tensor tensor(uint32_t tensor_index) const;
+
+  // A tensor, or as value_of() gives it (see node_values.h).
+  // REQUIRES: a node of index().values.
+  [[nodiscard]] c10::IValue value(format::NodeId node) const;
 
   // Memory that holds such copies now.
   [[nodiscard]] uint64_t copied_bytes() const noexcept {

@@ -2,7 +2,9 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
+#include "ops/checkpoint_handle.h"
 #include "ops/copy_under_limit.h"
+#include "ops/slot_list.h"
 #include "ops/stream_handle.h"
 #include "ops/window_handle.h"
 
@@ -56,6 +58,34 @@ TORCH_LIBRARY(ckpt_streamer, library) {
                            .def("figures", &WindowHandle::figures);
   refuse_pickling(window_handle);
 
+  auto slot_list = library.class_<SlotList>("_Slots")
+                       .def("__len__", &SlotList::len)
+                       .def("names", &SlotList::names)
+                       .def("keys", &SlotList::keys)
+                       .def("containers", &SlotList::containers)
+                       .def("tensors", &SlotList::tensors)
+                       .def("matching", &SlotList::matching)
+                       .def("at", &SlotList::at)
+                       .def("windows", &SlotList::windows);
+  refuse_pickling(slot_list);
+
+  auto checkpoint = library.class_<CheckpointHandle>("_Checkpoint")
+                        .def("paths", &CheckpointHandle::paths)
+                        .def("texts", &CheckpointHandle::texts)
+                        .def("storage_bytes", &CheckpointHandle::storage_bytes)
+                        .def("root", &CheckpointHandle::root)
+                        .def("values", &CheckpointHandle::values)
+                        .def("items", &CheckpointHandle::items)
+                        .def("entry_values", &CheckpointHandle::entry_values)
+                        .def("keys", &CheckpointHandle::keys)
+                        .def("parts", &CheckpointHandle::parts)
+                        .def("tensor", &CheckpointHandle::tensor)
+                        .def("leaves", &CheckpointHandle::leaves)
+                        .def("slots", &CheckpointHandle::slots)
+                        .def("slots_under", &CheckpointHandle::slots_under)
+                        .def("lookups", &CheckpointHandle::lookups);
+  refuse_pickling(checkpoint);
+
   // A checkpoint file, or the index of a sharded one, read without Python and
   // without executing anything in it. With a dtype, floating-point tensors are
   // converted to it on their way (see ops/conversion.h).
@@ -91,6 +121,11 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       "_windows(int memory_limit_bytes) -> "
       "__torch__.torch.classes.ckpt_streamer._WindowHandle",
       make_windows);
+
+  library.def(
+      "_open(str[] paths, bool is_list, int memory_limit_bytes) -> "
+      "__torch__.torch.classes.ckpt_streamer._Checkpoint",
+      open_checkpoint);
 }
 
 }  // namespace ckpt_streamer::ops

@@ -23,6 +23,19 @@ at::Tensor int64_tensor(size_t size) {
 WindowHandle::WindowHandle(int64_t memory_limit_bytes)
     : memory_limit_bytes_(checked_limit(memory_limit_bytes)) {}
 
+WindowHandle::WindowHandle(
+    int64_t memory_limit_bytes,
+    std::shared_ptr<const CheckpointTensors> checkpoint,
+    std::vector<ByteRange> spans)
+    : memory_limit_bytes_(checked_limit(memory_limit_bytes)),
+      checkpoint_(std::move(checkpoint)),
+      streamer_(
+          std::make_unique<stream::WindowStreamer>(
+              std::move(spans),
+              memory_limit_bytes_,
+              OtherWriters())),
+      is_planned_(true) {}
+
 WindowHandle::~WindowHandle() {
   if (streamer_ != nullptr) {
     disown_moved(*streamer_, holders_.take_moved());
@@ -106,6 +119,7 @@ void WindowHandle::enter(int64_t window) {
       window,
       " is not one of ",
       streamer.window_ends().size());
+  check_readable();
   streamer.enter(static_cast<size_t>(window));
   warn_if_limit_not_held(streamer.figures(), warned_);
 }
@@ -121,6 +135,26 @@ void WindowHandle::admit(int64_t position) {
       streamer.span_count());
   streamer.admit(static_cast<size_t>(position));
   warn_if_limit_not_held(streamer.figures(), warned_);
+}
+
+size_t WindowHandle::admit_some(std::span<const size_t> positions) {
+  const std::lock_guard lock(mutex_);
+  stream::WindowStreamer& streamer = open_streamer();
+  check_readable();
+  size_t count = 0;
+  while (count < positions.size() &&
+         (count == 0 || streamer.has_room_for(positions[count]))) {
+    streamer.admit(positions[count]);
+    ++count;
+  }
+  warn_if_limit_not_held(streamer.figures(), warned_);
+  return count;
+}
+
+void WindowHandle::check_readable() const {
+  if (checkpoint_ != nullptr) {
+    with_torch_errors([&] { checkpoint_->check_readable(); });
+  }
 }
 
 void WindowHandle::release() {
@@ -141,6 +175,7 @@ void WindowHandle::close(int64_t yielded_count) {
     closed_figures_ = streamer_->figures();
     closed_streamed_bytes_ = streamed_bytes(yielded_count);
     streamer_.reset();
+    checkpoint_.reset();
     std::swap(released, holders_);
   }
 }

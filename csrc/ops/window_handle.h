@@ -1,7 +1,8 @@
 // torch.classes.ckpt_streamer._WindowHandle: the same engine for eager Python,
-// which walks its own tree and cannot afford a call for each tensor: it adds
-// many at once, plans, and comes back once a window. Before plan() and after
-// close(), the other methods are errors.
+// which cannot afford a call for each tensor. Of tensors in memory it walks its
+// own tree, adds many at once, plans, and comes back once a window; those of a
+// file are planned at once. Before plan() and after close(), the other methods
+// are errors.
 //
 // Private to the Python package. All methods may be called from several
 // threads; each call is atomic.
@@ -14,10 +15,12 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "ops/checkpoint_tensors.h"
 #include "ops/storage_holders.h"
 #include "ops/tensor_memory.h"
 #include "stream/window_streamer.h"
@@ -36,6 +39,14 @@ struct Lot final : torch::CustomClassHolder {
 class WindowHandle final : public torch::CustomClassHolder {
  public:
   explicit WindowHandle(int64_t memory_limit_bytes);
+  // Planned already. `spans`: the addresses of the tensors' elements in that
+  // order, in the mappings of `checkpoint`, which is held until close().
+  // THROWS: c10::ValueError for a limit that is not positive, CheckpointError
+  // as stream::WindowStreamer.
+  WindowHandle(
+      int64_t memory_limit_bytes,
+      std::shared_ptr<const CheckpointTensors> checkpoint,
+      std::vector<ByteRange> spans);
   ~WindowHandle() override;
 
   // Adds tensors to the stream; c10::Error after plan(). Many are best added in
@@ -54,12 +65,19 @@ class WindowHandle final : public torch::CustomClassHolder {
   // int64 [windows]: the position in that order behind each window's last.
   at::Tensor window_ends() const;
 
-  // Makes a window live, by its index; c10::IndexError if there is none.
+  // Makes a window live, by its index; c10::IndexError if there is none,
+  // c10::ValueError when a file of the checkpoint has shrunk.
   void enter(int64_t window);
 
   // Makes one tensor live, by its position in the order; c10::IndexError if
   // there is none.
   void admit(int64_t position);
+
+  // Makes tensors live, from the first position on: as many as can be live
+  // together, at least one; what was live goes if need be. Returns their
+  // number. REQUIRES: there are such positions. THROWS: c10::ValueError as
+  // enter().
+  size_t admit_some(std::span<const size_t> positions);
 
   // Drops all clean pages. Idempotent.
   void release();
@@ -75,15 +93,18 @@ class WindowHandle final : public torch::CustomClassHolder {
  private:
   uint64_t streamed_bytes(int64_t yielded_count) const;
   void check_open() const;
+  void check_readable() const;
   stream::WindowStreamer& open_streamer();
 
   mutable std::mutex mutex_;
   const uint64_t memory_limit_bytes_;
+  std::shared_ptr<const CheckpointTensors> checkpoint_;  // null without files
   // Of the tensors as they were added.
   std::vector<TensorMemory> memory_;
   StorageHolders holders_;
   std::vector<int64_t> order_;
-  // After holders_: its destructor drops pages that they keep mapped.
+  // After holders_ and checkpoint_: its destructor drops pages that they keep
+  // mapped.
   std::unique_ptr<stream::WindowStreamer> streamer_;
   stream::StreamFigures closed_figures_;
   uint64_t closed_streamed_bytes_ = 0;

@@ -270,6 +270,11 @@ void WindowStreamer::enter(size_t window) {
   }
 }
 
+bool WindowStreamer::has_room_for(size_t index) const {
+  return spans_[index].empty() ||
+         (is_live_ && live_.fits_resident(spans_[index]));
+}
+
 void WindowStreamer::admit(size_t index) {
   const ByteRange& span = spans_[index];
   if (span.empty()) {

@@ -93,6 +93,10 @@ class WindowStreamer {
   // REQUIRES: window < window_ends().size().
   void enter(size_t window);
 
+  // Whether admit() would keep all that is live.
+  // REQUIRES: index < the number of spans.
+  [[nodiscard]] bool has_room_for(size_t index) const;
+
   // Adds one span to what is live, after dropping what was if both together
   // would exceed the limit: for tensors read in an order of the caller's own.
   // REQUIRES: index < the number of spans.

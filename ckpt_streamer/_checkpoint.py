@@ -1,0 +1,349 @@
+"""Checkpoint files, opened without reading or executing what is in them."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator, KeysView, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType, TracebackType
+from typing import Any, NoReturn
+from weakref import WeakSet
+
+from torch import Tensor
+from typing_extensions import Self
+
+from ckpt_streamer import _ops
+from ckpt_streamer._arguments import (
+    Path,
+    is_path,
+    memory_limit_bytes_of,
+    paths_of,
+)
+from ckpt_streamer._file_stream import (
+    Figures,
+    NamedState,
+    NamedStream,
+    Select,
+    lots_of,
+    names_of,
+    selected,
+)
+from ckpt_streamer._tree import MappingNode, Tree
+
+
+class Checkpoint:
+    """An open checkpoint: its tensors as a stream, and its values as a tree.
+
+    Made by :func:`open`. Iterating over it yields ``(name, tensor)`` for each
+    tensor, in the order of the file; the name is the keys that lead to it,
+    joined by ``.``. It can be iterated over again, also while an iteration is
+    under way. ``len(checkpoint)`` is the number of tensors.
+
+    The tree is that of what the file holds, as ``torch.load`` would return it:
+    :attr:`root`, ``checkpoint[key]``, :meth:`keys`, :meth:`get`. Its containers
+    are read-only mappings and sequences whose values are made when they are
+    asked for: opening costs nothing for each, and a look-up costs one tensor.
+    What would have been made by a call is an :class:`OpaqueObject`.
+
+    Tensors are views of the file. They share storages as the file says, as long
+    as one of the tensors lives, and outlive the checkpoint. Writing to one is
+    copy-on-write and never reaches the file.
+
+    Each iteration keeps at most the limit of the file's pages in physical
+    memory, as :class:`Stream` does; so do look-ups together, an iteration over
+    ``items()`` and ``values()`` of a mapping included: when what was looked up is
+    of more than the limit, the pages of what came before go. All pages go back
+    on :meth:`close`, at the end of a ``with`` block, and by :meth:`release`.
+
+    Not thread-safe. It cannot be pickled or copied.
+    """
+
+    def __init__(
+        self,
+        handle: _ops.Checkpoint,
+        memory_limit_bytes: int,
+        select: Select | None = None,
+    ) -> None:
+        self.paths: tuple[str, ...] = tuple(handle.paths())
+        """The files, in the order of the stream."""
+        self.memory_limit_bytes = memory_limit_bytes
+        """The limit of each iteration, and of look-ups, in bytes."""
+        self._tree = Tree(handle, memory_limit_bytes)
+        slots = handle.slots()
+        self._tensor_count = len(slots)
+        self._slots = selected(slots, select)
+        self._length = len(self._slots)
+        self._storage_bytes = handle.storage_bytes()
+        self._streams: WeakSet[NamedState] = WeakSet()
+        self._ended = Figures(memory_limit_bytes)
+        self._final_figures: dict[str, int] | None = None
+
+    @property
+    def tree(self) -> Tree:
+        """For this package alone."""
+        return self._tree
+
+    @property
+    def slots(self) -> _ops.SlotList:
+        """For this package alone."""
+        _ = self._tree.handle  # an error once closed
+        return self._slots
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        state = NamedState(self.slots, self.memory_limit_bytes, self._ended)
+        self._streams.add(state)
+        return NamedStream.of(state)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __bool__(self) -> bool:
+        return True
+
+    @cached_property
+    def root(self) -> Any:
+        """What the file holds: most often a mapping.
+
+        Of several files, or a format of names and tensors alone, a mapping of
+        the names to the tensors.
+        """
+        return self._tree.value(self._tree.handle.root())
+
+    def __getitem__(self, key: Any) -> Any:
+        """Look up in the root; a root that is one tensor has the key ``''``.
+
+        Raises:
+            KeyError, IndexError: As the root does.
+            ValueError: Several files have a tensor of that name, or the
+                checkpoint is closed.
+        """
+        _ = self._tree.handle  # an error once closed
+        root = self.root
+        return {"": root}[key] if isinstance(root, Tensor) else root[key]
+
+    def __contains__(self, key: object) -> bool:
+        root = self.root
+        return key == "" if isinstance(root, Tensor) else key in root
+
+    def keys(self) -> KeysView[Any]:
+        """The keys of the root.
+
+        Raises:
+            TypeError: It is no mapping.
+        """
+        root = {"": self.root} if isinstance(self.root, Tensor) else self.root
+        if not isinstance(root, Mapping):
+            raise TypeError(f"{self._tree.name}: holds {root!r}, expected a mapping")
+        return root.keys()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """``self[key]``, or the default if the root has no such key."""
+        try:
+            return self[key]
+        except (KeyError, IndexError):
+            return default
+
+    @property
+    def names(self) -> list[str]:
+        """The dotted names of all tensors, in the order of the stream.
+
+        Made at each call: about 0.1 microseconds a name.
+        """
+        slots = self.slots
+        return [name for lot in lots_of(self._length) for name in names_of(slots, *lot)]
+
+    def tensor(self, name: str) -> Tensor:
+        """Make the tensor of a dotted name, as iterating yields it.
+
+        Raises:
+            KeyError: There is none.
+            ValueError: There are several, or the checkpoint is closed.
+        """
+        return self._tree.tensor(name)
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the checkpoint holds beside its tensors, by dotted name.
+
+        The numbers, texts, arrays, objects, sets and plain tuples of the tree,
+        then the texts that safetensors files and indexes of shards keep. Of two
+        of one name it has the first.
+        """
+        metadata: dict[str, Any] = {}
+        found = self._tree.handle.leaves()
+        if found is not None:
+            names, nodes = found[0], found[1].tolist()
+            distinct = list(dict.fromkeys(nodes))
+            values = dict(zip(distinct, self._tree.values(distinct), strict=True))
+            for name, node in zip(_ops.texts(names), nodes, strict=True):
+                metadata.setdefault(name, values[node])
+        for name, text in self._tree.handle.texts():
+            metadata.setdefault(name, text)
+        return MappingProxyType(metadata)
+
+    def release(self) -> None:
+        """Give back all pages now; iterations go on. Idempotent.
+
+        Tensors stay valid.
+        """
+        for state in list(self._streams):
+            state.release()
+        self._tree.handle.lookups().release()
+
+    def close(self) -> None:
+        """End all iterations and give back all pages. Idempotent.
+
+        Tensors and values that were made stay valid; new ones are no longer
+        made.
+        """
+        if not self._tree.is_closed:
+            for state in list(self._streams):
+                state.close()
+            lookups = self._tree.handle.lookups()
+            lookups.close(0)
+            self._final_figures = self.stats()
+            self._tree.close()
+            del self._slots
+
+    def stats(self) -> dict[str, int]:
+        """Return figures of all iterations and look-ups so far.
+
+        As :meth:`Stream.stats` names them. ``bytes_streamed`` is of iterations,
+        each counted by itself.
+
+        Cost: a look at the page tables of all tensors; after :meth:`close`, none.
+        """
+        if self._final_figures is not None:
+            return dict(self._final_figures)
+        figures = Figures(self.memory_limit_bytes)
+        figures.add(self._ended.as_dict())
+        for state in list(self._streams):
+            if not state.is_closed:
+                figures.add(state.figures())
+        figures.add(self._tree.handle.lookups().figures(0))
+        return {"tensors": self._length, **figures.as_dict()}
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Checkpoint cannot be pickled or copied: it stands for this process's "
+            "memory; open the file again with open()"
+        )
+
+    def __repr__(self) -> str:
+        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        chosen = "" if self._length == self._tensor_count else f"{self._length} of "
+        size = f"{chosen}{self._tensor_count} tensors, {_readable(self._storage_bytes)}"
+        if self._tree.is_closed:
+            holds = "closed"
+        else:
+            holds = "one" if isinstance(self.root, Tensor) else repr(self.root)
+        return f"<Checkpoint {self.paths[0]!r}{more}: {size}; {holds}>"
+
+
+def open(
+    path: Path | Sequence[Path],
+    memory_limit_mb: int = 1024,
+    *,
+    select: Select | None = None,
+) -> Checkpoint:
+    """Open a checkpoint file without reading its tensors or executing anything.
+
+    It is read in C++, whichever its format: ``torch.save``'s, old and new,
+    TorchScript archives, safetensors, and the index of a sharded checkpoint,
+    found by content, not by name. Nothing in a pickle is imported or called.
+
+    Args:
+        path: The file, or a list of files to be one stream, in that order.
+        memory_limit_mb: The most of the files' pages to hold in physical memory,
+            in MiB: in each iteration, and by look-ups.
+        select: Which tensors the checkpoint streams, counts and names: a pattern
+            of their dotted names as ``fnmatch.fnmatchcase`` takes it (``*`` takes
+            dots as well), a list of patterns of which one must match, or a
+            function of the name. No other tensor is made. The tree stays whole.
+
+    Returns:
+        A :class:`Checkpoint`.
+
+    Raises:
+        TypeError: ``path`` is no path, ``memory_limit_mb`` no ``int``, or ``select``
+            nothing to select by.
+        FileNotFoundError, PermissionError, IsADirectoryError: As for any file.
+        ValueError: ``memory_limit_mb`` is below 1, the file is damaged, or a
+            pattern matches no name.
+        NotImplementedError: The file is of a known kind that is not read.
+        RuntimeError: The system refuses to read or map it.
+
+    Example:
+        >>> import tempfile, torch
+        >>> path = tempfile.mkdtemp() + "/model.pt"
+        >>> torch.save({"weight": torch.ones(2, 2), "step": 7}, path)
+        >>> with open(path, memory_limit_mb=64) as checkpoint:
+        ...     for name, tensor in checkpoint:
+        ...         print(name, tuple(tensor.shape))
+        ...     checkpoint["step"]
+        weight (2, 2)
+        7
+    """
+    limit_bytes = memory_limit_bytes_of(memory_limit_mb)
+    paths = paths_of(path)
+    is_list = isinstance(path, (list, tuple))
+    try:
+        handle = _ops.open_checkpoint(paths, is_list, limit_bytes)
+    except (RuntimeError, ValueError) as error:
+        _raise_os_error(error)
+        raise
+    return Checkpoint(handle, limit_bytes, select)
+
+
+def state_dict_of(source: Any, memory_limit_mb: int) -> Any:
+    """Make a state_dict of a path, a checkpoint or a mapping in one.
+
+    Its tensors are views of the file, made many at once; ``_metadata`` comes
+    along. Anything else is returned as it is.
+    """
+    if is_path(source):
+        source = open(source, memory_limit_mb)
+    if isinstance(source, Checkpoint):
+        source = source.root
+    if not isinstance(source, MappingNode):
+        return source
+    state_dict: OrderedDict[Any, Any] = OrderedDict(source.items())
+    metadata = getattr(source, "_metadata", None)
+    if metadata is not None:
+        state_dict._metadata = metadata  # type: ignore[attr-defined]
+    return state_dict
+
+
+def _raise_os_error(error: Exception) -> None:
+    """Raise what Python's own functions do where a path cannot be opened."""
+    path, colon, text = str(error).partition(": ")
+    if isinstance(error, NotImplementedError) or not colon:
+        return
+    if isinstance(error, ValueError) and os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, text, path) from error
+    if text.startswith("cannot open: ") and stat.S_ISREG(os.stat(path).st_mode):
+        builtins.open(path, "rb").close()
+
+
+def _readable(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{size_bytes} bytes" if unit == "bytes" else f"{size:.1f} {unit}"

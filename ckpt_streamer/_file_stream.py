@@ -1,0 +1,190 @@
+"""Streams of a checkpoint file's tensors."""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ckpt_streamer import _ops
+from ckpt_streamer._windows import State, TensorStream
+
+if TYPE_CHECKING:
+    from ckpt_streamer._tree import Tree
+
+Select = str | Sequence[str] | Callable[[str], object]
+
+# What is made at once: the tensors of a lot fit a cache, and one look-up of its
+# names costs each of them next to nothing.
+_LOT = 2048
+
+
+class FileState(State):
+    """Of tensors of a file, made lot by lot."""
+
+    def __init__(self, slots: _ops.SlotList, memory_limit_bytes: int) -> None:
+        super().__init__(slots.windows(memory_limit_bytes), len(slots))
+        self._slots = slots
+
+    def lots(self, begin: int, end: int) -> Iterator[Iterator[Any]]:
+        for lot_begin in range(begin, end, _LOT):
+            if self.is_closed:
+                return
+            lot_end = min(lot_begin + _LOT, end)
+            tensors = self._slots.tensors(lot_begin, lot_end)
+            beside = self._beside(lot_begin, lot_end, tensors)
+            yield self.put_out(lot_end, tensors, *beside)
+
+    @abstractmethod
+    def _beside(
+        self, begin: int, end: int, tensors: list[Tensor]
+    ) -> tuple[list[Any] | repeat[Any], ...]:
+        """What comes in front of each tensor."""
+
+
+class Figures:
+    """Sums of what streams say of themselves in their figures."""
+
+    _SUMS = ("bytes_streamed", "bytes_evicted")
+
+    def __init__(self, memory_limit_bytes: int) -> None:
+        self._figures = {
+            "memory_limit_bytes": memory_limit_bytes,
+            "bytes_streamed": 0,
+            "bytes_evicted": 0,
+            "bytes_resident": 0,
+            "peak_bytes_resident": 0,
+            "bytes_over_limit": 0,
+            "bytes_written": 0,
+        }
+
+    def add(self, figures: dict[str, int]) -> None:
+        for name, value in self._figures.items():
+            if name in self._SUMS:
+                self._figures[name] = value + figures[name]
+            else:
+                self._figures[name] = max(value, figures[name])
+
+    def as_dict(self) -> dict[str, int]:
+        return dict(self._figures)
+
+
+class NamedState(FileState):
+    """Of (name, tensor)."""
+
+    def __init__(
+        self, slots: _ops.SlotList, memory_limit_bytes: int, ended: Figures
+    ) -> None:
+        """Add the figures to those that have ended, at the end."""
+        super().__init__(slots, memory_limit_bytes)
+        self._ended = ended
+
+    def lots(self, begin: int, end: int) -> Iterator[Iterator[Any]]:
+        try:
+            yield from super().lots(begin, end)
+        except GeneratorExit:  # the stream was dropped
+            if not sys.is_finalizing():
+                self.close()
+            raise
+
+    def close(self) -> None:
+        if not self.is_closed:
+            super().close()
+            self._ended.add(self.figures())
+
+    def _beside(self, begin: int, end: int, _: list[Tensor]) -> tuple[list[Any]]:
+        return (names_of(self._slots, begin, end),)
+
+
+class PlacedState(FileState):
+    """Of (obj, key, tensor)."""
+
+    def __init__(
+        self, tree: Tree, slots: _ops.SlotList, memory_limit_bytes: int
+    ) -> None:
+        super().__init__(slots, memory_limit_bytes)
+        self._tree = tree
+        # Held: a container's look-ups are dear to make again for each lot.
+        self._containers: dict[int, Any] = {}
+
+    def _beside(
+        self, begin: int, end: int, tensors: list[Tensor]
+    ) -> tuple[list[Any] | repeat[Any], list[Any]]:
+        keys = self._tree.keys_of(self._slots.keys(begin, end))
+        nodes = self._slots.containers(begin, end).tolist()
+        if len(nodes) == 1 < len(tensors) and nodes[0] >= 0:
+            return repeat(self._container(nodes[0])), keys
+        containers = []
+        names = None
+        for i, node in enumerate(nodes * (len(tensors) // len(nodes))):
+            if node >= 0:
+                containers.append(self._container(node))
+            else:  # the root, or itself a key
+                names = names or names_of(self._slots, begin, end)
+                keys[i] = names[i]
+                containers.append(MappingProxyType({names[i]: tensors[i]}))
+        return containers, keys
+
+    def _container(self, node: int) -> Any:
+        container = self._containers.get(node)
+        if container is None:
+            container = self._containers[node] = self._tree.value(node)
+        return container
+
+    def close(self) -> None:
+        super().close()
+        self._containers.clear()
+
+
+class NamedStream(TensorStream[tuple[str, Tensor]]):
+    """An iterator of ``(name, tensor)`` over a :class:`Checkpoint`.
+
+    It keeps the checkpoint's limit as a :class:`Stream` does, and has the same
+    methods.
+    """
+
+    _MADE_BY = "iter(checkpoint)"
+
+
+def names_of(slots: _ops.SlotList, begin: int, end: int) -> list[str]:
+    """The dotted names of slots, of at least one."""
+    return _ops.texts(slots.names(begin, end))
+
+
+def selected(slots: _ops.SlotList, select: Select | None) -> _ops.SlotList:
+    """Narrow slots down by their dotted names.
+
+    Raises:
+        TypeError: ``select`` is neither patterns nor a function.
+        ValueError: A pattern matches no name.
+    """
+    if select is None:
+        return slots
+    if isinstance(select, str):
+        return slots.matching([select])
+    if isinstance(select, (list, tuple)) and all(isinstance(x, str) for x in select):
+        return slots.matching(select)
+    if not callable(select):
+        raise TypeError(
+            f"select is {select!r} ({type(select).__name__}), expected a pattern of "
+            "names, a list of patterns, or a function of a name"
+        )
+    positions = [
+        begin + i
+        for begin, end in lots_of(len(slots))
+        for i, name in enumerate(names_of(slots, begin, end))
+        if select(name)
+    ]
+    return slots.at(torch.tensor(positions, dtype=torch.int64))
+
+
+def lots_of(count: int) -> Iterator[tuple[int, int]]:
+    """Cut positions into lots that are best asked for at once."""
+    for begin in range(0, count, _LOT):
+        yield begin, min(begin + _LOT, count)

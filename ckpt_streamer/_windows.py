@@ -1,0 +1,181 @@
+"""Iterating over tensors window by window, as far as all streams do it alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import chain, repeat
+from operator import length_hint
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
+
+from torch import Tensor
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from ckpt_streamer import _ops
+
+
+class State(ABC):
+    """What a stream and its running generator share.
+
+    Apart from the Stream itself, so that no cycle keeps a dropped stream, and
+    the memory it holds, until the next garbage collection.
+    """
+
+    def __init__(self, handle: _ops.WindowHandle, tensor_count: int) -> None:
+        self.handle = handle
+        self.tensor_count = tensor_count
+        self.window_ends: list[int] = handle.window_ends().tolist()
+        self.is_closed = False
+        self.was_released = False  # since the last window was entered
+        # Of the lot that is out: where it ends, its lists, and what of it is
+        # still to come.
+        self._lot_end = 0
+        self._lists: tuple[list[Any], ...] = ()
+        self._rest: Iterator[Any] = iter(())
+        self._items: Iterator[Any] = iter(())
+
+    @property
+    def yielded_count(self) -> int:
+        return self._lot_end - length_hint(self._rest)
+
+    @abstractmethod
+    def lots(self, begin: int, end: int) -> Iterator[Iterator[Any]]:
+        """Yield the items of a window, one lot after the other, by put_out()."""
+
+    def put_out(
+        self, end: int, tensors: list[Tensor], *beside: list[Any] | repeat[Any]
+    ) -> Iterator[Any]:
+        """Iterate over the lot that ends at a position; the lists are given up."""
+        self._lot_end = end
+        self._lists = (
+            *(each for each in beside if isinstance(each, list)),
+            tensors,
+        )
+        self._rest = iter(tensors)
+        self._items = zip(*beside, self._rest, strict=False)
+        return self._items
+
+    def release(self) -> None:
+        """Give back all pages; what is to come of the lot is held back."""
+        rest = list(self._items)
+        self._lists = (rest,)
+        self._rest = self._items = iter(rest)
+        self.was_released = True
+        self.handle.release()
+
+    def take_rest(self) -> Iterator[Any] | None:
+        """Iterate over what was held back, if anything was."""
+        return self._items if length_hint(self._rest) else None
+
+    def figures(self) -> dict[str, int]:
+        """See Stream.stats()."""
+        return {
+            "tensors": self.tensor_count,
+            "tensors_yielded": self.yielded_count,
+            **self.handle.figures(self.yielded_count),
+        }
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            yielded_count = self.yielded_count
+            self.handle.close(yielded_count)
+            # The iterators over these lists end here, also in mid-window.
+            for each in self._lists:
+                each.clear()
+            self._lot_end, self._rest = yielded_count, iter(())
+
+
+def windows(state: State) -> Iterator[Iterator[Any]]:
+    """Yield the items of one lot after the other, evicting in between."""
+    begin = 0
+    # Looked up once: with the caches full of tensor data, it takes as long again
+    # as the call.
+    enter = state.handle.enter
+    for window, end in enumerate(state.window_ends):
+        if state.is_closed:
+            return
+        enter(window)
+        state.was_released = False
+        for items in state.lots(begin, end):
+            if state.was_released:  # between two lots
+                enter(window)
+                state.was_released = False
+            yield items
+            while (rest := state.take_rest()) is not None:
+                enter(window)  # after a release in mid-lot
+                state.was_released = False
+                yield rest
+        begin = end
+    state.close()
+
+
+ItemT = TypeVar("ItemT")
+
+
+class TensorStream(chain[ItemT], Generic[ItemT]):
+    """What the iterators over tensors under a memory limit have in common."""
+
+    # chain is the base because its iteration runs in C: a __next__ in Python
+    # would cost a small tensor a tenth of its conversion.
+    _state: State
+    _MADE_BY: ClassVar[str]
+
+    @classmethod
+    def of(cls, state: State) -> Self:
+        """Make the stream of a state."""
+        result = cls.from_iterable(windows(state))
+        assert isinstance(result, cls)
+        result._state = state
+        return result
+
+    def __init__(self, *_: object) -> None:  # not called by from_iterable()
+        raise TypeError(f"a {type(self).__name__} is made by {self._MADE_BY}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the iteration and give back all file pages. Idempotent."""
+        self._state.close()
+
+    def release(self) -> None:
+        """Give back all file pages now and go on. Idempotent.
+
+        Tensors stay valid.
+        """
+        self._state.release()
+
+    def stats(self) -> dict[str, int]:
+        """Return the stream's figures so far; after the end, the final ones.
+
+        All are bytes, but for the counts ``tensors`` and ``tensors_yielded``:
+
+        - ``memory_limit_bytes``: the limit.
+        - ``bytes_streamed``: spanned by the tensors yielded, shared memory once.
+        - ``bytes_evicted``: file pages given back, checked by a second look.
+        - ``bytes_resident``: clean file pages of the tensors in memory now.
+        - ``peak_bytes_resident``: the most of them seen at a window's end.
+        - ``bytes_over_limit``: how far that is above the limit.
+        - ``bytes_written``: pages of the tensors that were written to. They are
+          the caller's: never given back, not bounded, not in the figures above.
+
+        Cost: a look at the page tables of all tensors.
+        """
+        return self._state.figures()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled or copied: it stands for this "
+            f"process's memory; make a new one with {self._MADE_BY}"
+        )

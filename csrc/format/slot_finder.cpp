@@ -1,0 +1,105 @@
+#include "format/slot_finder.h"
+
+#include <algorithm>
+#include <functional>
+#include <tuple>
+
+#include "base/error.h"
+#include "format/slot_names.h"
+#include "format/text.h"
+#include "format/value_text.h"
+
+namespace ckpt_streamer::format {
+namespace {
+
+constexpr size_t kShownSlots = 3;
+
+uint64_t hash_of(std::string_view name) {
+  return std::hash<std::string_view>{}(name);
+}
+
+std::string key_in_brackets(const ValueTree& tree, NodeId key) {
+  return "[" +
+         (tree.kind(key) == NodeKind::kString ? quoted(tree.text(key))
+                                              : key_text(tree, key)) +
+         "]";
+}
+
+const std::string& path_of_file(const CheckpointIndex& index, uint32_t slot) {
+  const TensorRecord& tensor = index.tensors[index.slots[slot].tensor_index];
+  return index.files[index.storages[tensor.storage_index].file_index].path;
+}
+
+}  // namespace
+
+SlotFinder::SlotFinder(const CheckpointIndex& index) : index_(index) {
+  SlotNames names(index);
+  entries_.reserve(index.slots.size());
+  for (size_t i = 0; i < index.slots.size(); ++i) {
+    entries_.push_back({hash_of(names.name(i)), static_cast<uint32_t>(i)});
+  }
+  std::sort(
+      entries_.begin(),
+      entries_.end(),
+      [](const Entry& left, const Entry& right) {
+        return std::tie(left.hash, left.slot) <
+               std::tie(right.hash, right.slot);
+      });
+}
+
+std::vector<uint32_t> SlotFinder::find(std::string_view name) const {
+  const uint64_t hash = hash_of(name);
+  auto entry = std::lower_bound(
+      entries_.begin(),
+      entries_.end(),
+      hash,
+      [](const Entry& left, uint64_t right) { return left.hash < right; });
+  SlotNames names(index_);
+  std::vector<uint32_t> slots;
+  for (; entry != entries_.end() && entry->hash == hash; ++entry) {
+    if (names.name(entry->slot) == name) {
+      slots.push_back(entry->slot);
+    }
+  }
+  return slots;
+}
+
+uint32_t SlotFinder::find_one(std::string_view name) const {
+  const std::vector<uint32_t> slots = find(name);
+  if (slots.size() == 1) {
+    return slots.front();
+  }
+  if (slots.empty()) {
+    throw CheckpointError(
+        ErrorKind::kInvalidArgument,
+        index_.files.front().path,
+        "has no tensor " + quoted(name));
+  }
+  std::string places;
+  for (size_t i = 0; i < std::min(slots.size(), kShownSlots); ++i) {
+    places += (i > 0 ? " and " : "") + slot_path(index_, slots[i]);
+    if (index_.files.size() > 1) {
+      places += " of " + path_of_file(index_, slots[i]);
+    }
+  }
+  throw CheckpointError(
+      ErrorKind::kInvalidArgument,
+      index_.files.front().path,
+      "has " + std::to_string(slots.size()) + " tensors of the name " +
+          quoted(name) + ", " + places +
+          (slots.size() > kShownSlots ? " and others" : "") +
+          ", expected the name of one");
+}
+
+std::string slot_path(const CheckpointIndex& index, uint32_t slot) {
+  const Slot& found = index.slots[slot];
+  std::string path =
+      found.key == kNoNode ? "" : key_in_brackets(index.values, found.key);
+  for (uint32_t i = found.prefix; i != kNoPrefix;
+       i = index.prefixes[i].parent) {
+    path.insert(0, key_in_brackets(index.values, index.prefixes[i].key));
+  }
+  return path;
+}
+
+}  // namespace ckpt_streamer::format

@@ -1,0 +1,109 @@
+// torch.classes.ckpt_streamer._Checkpoint: the values of an open checkpoint,
+// for eager Python, which makes a tree of them on demand.
+//
+// Private to the Python package. All methods may be called from several
+// threads; each call is atomic. Nodes are those of format::ValueTree;
+// c10::IndexError for one that is not of the tree.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+#include <torch/custom_class.h>
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "format/slot_finder.h"
+#include "ops/checkpoint_tensors.h"
+#include "ops/slot_list.h"
+#include "ops/window_handle.h"
+
+namespace ckpt_streamer::ops {
+
+class CheckpointHandle final : public torch::CustomClassHolder {
+ public:
+  CheckpointHandle(
+      std::shared_ptr<const CheckpointTensors> checkpoint,
+      int64_t memory_limit_bytes);
+
+  // The files, in the order of the stream.
+  std::vector<std::string> paths() const;
+
+  // (name, text) of what the files keep beside their tensors, those of an index
+  // of shards first. Names may repeat.
+  std::vector<std::tuple<std::string, std::string>> texts() const;
+
+  // Bytes of all storages, shared ones once.
+  int64_t storage_bytes() const;
+
+  int64_t root() const {
+    return static_cast<int64_t>(index().values.root());
+  }
+
+  // One value for each node: a tensor, or as value_of() gives it. Tensors are
+  // admitted to the limit of look-ups; where it does not take all of them at
+  // once, the values are those of the first nodes only, at least one.
+  c10::IValue values(const std::vector<int64_t>& nodes);
+
+  // int64 [n]: the nodes of a tuple's, list's, set's or object's items, or of a
+  // dict's values.
+  at::Tensor items(int64_t node) const;
+
+  // int64 [n]: the nodes of the values behind an object's keys.
+  at::Tensor entry_values(int64_t node) const;
+
+  // A dict's or object's keys: as TextLot::take() if there are some and all are
+  // strings, else int64 [n], their nodes.
+  c10::IValue keys(int64_t node) const;
+
+  // The nodes of a dict's, tensor's or object's callable, args, keyword args
+  // and state, -1 for those that it has not, and the file offset of the opcode
+  // that made it.
+  std::vector<int64_t> parts(int64_t node) const;
+
+  // The tensor of a dotted name, admitted to the limit of look-ups; None
+  // without one. THROWS: c10::ValueError for several of that name.
+  std::optional<at::Tensor> tensor(const std::string& name);
+
+  // (names as TextLot::take(), nodes): all values but tensors and what holds
+  // some, each where it is first found. None for no such values.
+  // THROWS: c10::ValueError for names of more than 64 MiB in all.
+  c10::IValue leaves() const;
+
+  // All tensors, in the order of the stream.
+  c10::intrusive_ptr<SlotList> slots() const;
+
+  // Those that the containers and objects reachable from a node hold.
+  c10::intrusive_ptr<SlotList> slots_under(int64_t node) const;
+
+  // The engine that keeps the tensors of values() within the limit.
+  c10::intrusive_ptr<WindowHandle> lookups();
+
+ private:
+  [[nodiscard]] const format::CheckpointIndex& index() const noexcept {
+    return checkpoint_->index();
+  }
+  [[nodiscard]] format::NodeId checked(int64_t node) const;
+  [[nodiscard]] const format::SlotFinder& finder();
+
+  const std::shared_ptr<const CheckpointTensors> checkpoint_;
+  const int64_t memory_limit_bytes_;
+  std::mutex mutex_;
+  // Made by the first look-up that needs them.
+  c10::intrusive_ptr<WindowHandle> lookups_;
+  std::optional<format::SlotFinder> finder_;
+};
+
+// torch.ops.ckpt_streamer._open(str[] paths, bool is_list, int
+// memory_limit_bytes): one path, or a list that makes one stream.
+c10::intrusive_ptr<CheckpointHandle> open_checkpoint(
+    const std::vector<std::string>& paths,
+    bool is_list,
+    int64_t memory_limit_bytes);
+
+}  // namespace ckpt_streamer::ops

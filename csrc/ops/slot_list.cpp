@@ -1,0 +1,140 @@
+#include "ops/slot_list.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include "format/name_glob.h"
+#include "format/slot_names.h"
+#include "ops/errors.h"
+#include "ops/node_values.h"
+
+namespace ckpt_streamer::ops {
+namespace {
+
+int64_t number_of(format::NodeId node) {
+  return node == format::kNoNode ? -1 : static_cast<int64_t>(node);
+}
+
+}  // namespace
+
+SlotList::SlotList(
+    std::shared_ptr<const CheckpointTensors> checkpoint,
+    std::vector<uint32_t> slots)
+    : checkpoint_(std::move(checkpoint)), slots_(std::move(slots)) {}
+
+void SlotList::check_range(int64_t begin, int64_t end) const {
+  TORCH_CHECK_INDEX(
+      begin >= 0 && begin < end && end <= len(),
+      "slots [",
+      begin,
+      ", ",
+      end,
+      ") of ",
+      len());
+}
+
+c10::IValue SlotList::names(int64_t begin, int64_t end) const {
+  check_range(begin, end);
+  format::SlotNames names(checkpoint_->index());
+  TextLot lot;
+  for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+    lot.add(names.name(slots_[i]));
+  }
+  return std::move(lot).take();
+}
+
+c10::IValue SlotList::keys(int64_t begin, int64_t end) const {
+  check_range(begin, end);
+  const format::ValueTree& tree = checkpoint_->index().values;
+  const auto lot = std::span(slots_).subspan(
+      static_cast<size_t>(begin),
+      static_cast<size_t>(end - begin));
+  const auto key_of = [this](uint32_t slot) {
+    return checkpoint_->index().slots[slot].key;
+  };
+  if (std::all_of(lot.begin(), lot.end(), [&](uint32_t slot) {
+        return key_of(slot) != format::kNoNode &&
+               tree.kind(key_of(slot)) == format::NodeKind::kString;
+      })) {
+    TextLot texts;
+    for (const uint32_t slot : lot) {
+      texts.add(tree.text(key_of(slot)));
+    }
+    return std::move(texts).take();
+  }
+  at::Tensor keys = at::empty({end - begin}, at::kLong);
+  std::transform(
+      lot.begin(),
+      lot.end(),
+      keys.mutable_data_ptr<int64_t>(),
+      [&](uint32_t slot) { return number_of(key_of(slot)); });
+  return keys;
+}
+
+at::Tensor SlotList::containers(int64_t begin, int64_t end) const {
+  check_range(begin, end);
+  const auto first = static_cast<size_t>(begin);
+  const auto last = static_cast<size_t>(end);
+  bool is_one = true;
+  for (size_t i = first; i < last && is_one; ++i) {
+    is_one = slot(i).container == slot(first).container;
+  }
+  const size_t count = is_one ? 1 : last - first;
+  at::Tensor result = at::empty({static_cast<int64_t>(count)}, at::kLong);
+  auto* const nodes = result.mutable_data_ptr<int64_t>();
+  for (size_t i = 0; i < count; ++i) {
+    nodes[i] = number_of(slot(first + i).container);
+  }
+  return result;
+}
+
+c10::List<at::Tensor> SlotList::tensors(int64_t begin, int64_t end) const {
+  check_range(begin, end);
+  c10::List<at::Tensor> result;
+  result.reserve(static_cast<size_t>(end - begin));
+  for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+    result.push_back(checkpoint_->tensor(slot(i).tensor_index));
+  }
+  return result;
+}
+
+c10::intrusive_ptr<SlotList> SlotList::matching(
+    const std::vector<std::string>& patterns) const {
+  return with_torch_errors([&] {
+    return c10::make_intrusive<SlotList>(
+        checkpoint_,
+        format::matching_slots(checkpoint_->index(), slots_, patterns));
+  });
+}
+
+c10::intrusive_ptr<SlotList> SlotList::at(const at::Tensor& positions) const {
+  const at::Tensor given = positions.contiguous();
+  const auto* const numbers = given.const_data_ptr<int64_t>();
+  std::vector<uint32_t> slots;
+  slots.reserve(static_cast<size_t>(given.numel()));
+  for (int64_t i = 0; i < given.numel(); ++i) {
+    check_range(numbers[i], numbers[i] + 1);
+    slots.push_back(slots_[static_cast<size_t>(numbers[i])]);
+  }
+  return c10::make_intrusive<SlotList>(checkpoint_, std::move(slots));
+}
+
+c10::intrusive_ptr<WindowHandle> SlotList::windows(
+    int64_t memory_limit_bytes) const {
+  std::vector<ByteRange> spans;
+  spans.reserve(slots_.size());
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    spans.push_back(checkpoint_->span(slot(i).tensor_index));
+  }
+  return with_torch_errors([&] {
+    return c10::make_intrusive<WindowHandle>(
+        memory_limit_bytes,
+        checkpoint_,
+        std::move(spans));
+  });
+}
+
+}  // namespace ckpt_streamer::ops

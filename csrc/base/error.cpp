@@ -15,6 +15,10 @@ std::string format_message(
     message += ": ";
   }
   message += what;
+  // what() ends at a NUL, which only a path can bring.
+  for (size_t at = 0; (at = message.find('\0', at)) != std::string::npos;) {
+    message.replace(at, 1, "\\x00");
+  }
   if (file_offset.has_value()) {
     message += " [byte " + std::to_string(*file_offset) + "]";
   }

@@ -3,7 +3,7 @@
 # make bench  set up, then measure against plain mmap (some minutes, 6 GiB disk)
 # make bench-apply  the same for loading into models, against load_state_dict
 # make check-sanitizers   C++ tests under ASan and UBSan
-# make check-real   published checkpoints against torch (downloads 300 MB)
+# make check-real   published checkpoints against torch (downloads 340 MB)
 # make check-differential   generated checkpoints against torch, ten thousands
 # make tidy   clang-tidy over the layers below torch
 # make clean  remove what the others made

@@ -13,12 +13,12 @@ import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from examples import examples
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from leaves import Leaves, differences, leaves_of, read_leaves
 from torch import Tensor, nn
@@ -109,6 +109,7 @@ keys = st.one_of(
     st.none(),
     st.floats(allow_nan=False),
     st.tuples(st.integers(-300, 300), plain_text),
+    plain_text.map(str.encode),
 )
 plain_values = st.one_of(
     *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
@@ -118,8 +119,13 @@ plain_values = st.one_of(
 )
 
 
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
 @st.composite
-def trees(draw: st.DrawFn, tensors: list[Tensor]) -> Any:
+def trees(draw: st.DrawFn, tensors: list[Tensor], protocol: int = 2) -> Any:
     """Containers in containers, some of them shared, some inside themselves."""
     containers: list[Any] = []
 
@@ -127,6 +133,8 @@ def trees(draw: st.DrawFn, tensors: list[Tensor]) -> Any:
         kinds = ["tensor"] * 5 + ["plain"] + (["shared"] if containers else [])
         if depth < 4:
             kinds += ["dict", "OrderedDict", "defaultdict", "list", "tuple"] * 2
+            # Protocol 1 pickles no namedtuple as one, but a call that makes it.
+            kinds += ["Pair"] if protocol > 1 else []
         kind = "dict" if depth == 0 else draw(st.sampled_from(kinds))
         if depth == 0 and draw(st.booleans()):
             kind = draw(st.sampled_from(kinds))
@@ -136,9 +144,13 @@ def trees(draw: st.DrawFn, tensors: list[Tensor]) -> Any:
             return draw(plain_values)
         if kind == "shared":
             return draw(st.sampled_from(containers))
+        if kind == "Pair":
+            made: Any = Pair(value(depth + 1), value(depth + 1))
+            containers.append(made)
+            return made
         count = draw(st.integers(0, 4))
         if kind == "tuple":
-            made: Any = tuple(value(depth + 1) for _ in range(count))
+            made = tuple(value(depth + 1) for _ in range(count))
             containers.append(made)
             return made
         # What holds itself is there before what it holds.
@@ -193,7 +205,7 @@ def test_zip_files(
     is_rezipped: bool,
 ) -> None:
     path = folder / "zip.pt"
-    tree = data.draw(trees(tensors))
+    tree = data.draw(trees(tensors, protocol))
     with config.patch("save.storage_alignment", alignment):  # type: ignore[attr-defined]
         torch.save(tree, path, pickle_protocol=protocol)
     if is_rezipped:  # as others do, who do not align
@@ -201,6 +213,23 @@ def test_zip_files(
         with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w") as target:
             for entry in data.draw(st.permutations(source.infolist())):
                 target.writestr(entry.filename, source.read(entry))
+    assert_same(path, loaded(path))
+
+
+@examples(100)
+@given(tensors=tensor_pools(), data=st.data(), protocol=st.integers(1, 5))
+def test_files_before_torch_1_6(
+    folder: Path, tensors: list[Tensor], data: st.DataObject, protocol: int
+) -> None:
+    # torch cannot load others from this format.
+    assume(all(tensor.dtype in TYPED for tensor in tensors))
+    path = folder / "legacy.pt"
+    torch.save(
+        data.draw(trees(tensors, protocol)),
+        path,
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=False,
+    )
     assert_same(path, loaded(path))
 
 

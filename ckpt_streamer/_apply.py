@@ -16,6 +16,7 @@ from ckpt_streamer._arguments import (
 )
 from ckpt_streamer._checkpoint import Checkpoint, state_dict_of
 from ckpt_streamer._load import Converter, StateDictLoad
+from ckpt_streamer._progress import Progress, ProgressFunction
 
 
 def apply_state_dict(
@@ -26,6 +27,8 @@ def apply_state_dict(
     assign: bool = False,
     memory_limit_mb: int = 1024,
     cpu_page_size: int | None = None,
+    *,
+    progress: bool | ProgressFunction = False,
 ) -> _IncompatibleKeys:
     """Load a state_dict into a model, like ``model.load_state_dict``, but bounded.
 
@@ -60,12 +63,18 @@ def apply_state_dict(
         memory_limit_mb: The most of the tensors' file pages to hold in physical
             memory, in MiB.
         cpu_page_size: Accepted for compatibility and not used.
+        progress: Whether to show a bar of tqdm's, which has to be installed; or a
+            function that is called as ``progress(bytes_done, bytes_total)`` after
+            each tensor, or module, of the state_dict that is loaded, and at the
+            end.
 
     Returns:
         The missing and unexpected keys.
 
     Raises:
-        TypeError: ``state_dict`` is no mapping, or a number is no ``int``.
+        TypeError: ``state_dict`` is no mapping, a number is no ``int``, or
+            ``progress`` neither a ``bool`` nor a function.
+        ImportError: ``progress`` is True, and tqdm is not installed.
         ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1.
         OSError, ValueError, NotImplementedError: As :func:`open`, for a path.
         RuntimeError: As ``load_state_dict`` raises it, with its text, then the keys
@@ -79,4 +88,7 @@ def apply_state_dict(
     entries: OrderedDict[str, Any] = OrderedDict(state_dict)
     if (metadata := getattr(state_dict, "_metadata", None)) is not None:
         entries._metadata = metadata  # type: ignore[attr-defined]
-    return StateDictLoad(model, entries, converter, strict, assign, limit_bytes).run()
+    bar = Progress(progress, entries.values())
+    return StateDictLoad(
+        model, entries, converter, strict, assign, limit_bytes, bar
+    ).run()

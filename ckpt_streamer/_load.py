@@ -26,6 +26,7 @@ from ckpt_streamer._check import (
 )
 from ckpt_streamer._conversion import converted, converting
 from ckpt_streamer._matches import ASSIGN, Matches, interferes, match
+from ckpt_streamer._progress import Progress
 from ckpt_streamer._reads import EvictingReads
 
 Converter = Callable[[Module, Module, Tensor], Tensor]
@@ -42,6 +43,7 @@ class StateDictLoad:
         strict: bool,
         assign: bool,
         memory_limit_bytes: int,
+        progress: Progress,
     ) -> None:
         self._model = model
         self._entries = entries
@@ -50,6 +52,7 @@ class StateDictLoad:
         self._strict = strict
         self._assign = assign
         self._memory_limit_bytes = memory_limit_bytes
+        self._progress = progress
         self._report = Report(model, strict)
         # Of those loaded without PyTorch's own code.
         self._loaded_keys: list[str] = []
@@ -70,7 +73,10 @@ class StateDictLoad:
         else:
             changed_keys = self._changed_keys
         try:
-            with EvictingReads(self._entries, self._memory_limit_bytes) as self._reads:
+            with (
+                EvictingReads(self._entries, self._memory_limit_bytes) as self._reads,
+                self._progress,
+            ):
                 if matches is None:
                     self._load(self._model, self._convertible(self._entries), "")
                 else:
@@ -139,6 +145,9 @@ class StateDictLoad:
                 report.unexpected_keys,
                 report.error_messages,
             )
+        if self._progress.is_on:
+            for name in local_state_of(module):
+                self._progress.add(self._entries.get(prefix + name))
         for child, part, child_prefix in children_of(module, entries, prefix):
             self._load(child, self._convertible(part), child_prefix)
         if not module._load_state_dict_post_hooks:
@@ -188,9 +197,11 @@ class StateDictLoad:
                     self._load_match(
                         matches, index, self._convert(matches.modules[index], tensor)
                     )
+                    self._progress.add(tensor)
         elif self._assign:
             for index, tensor in enumerate(matches.tensors):
                 self._load_match(matches, index, tensor)
+                self._progress.add(tensor)
         else:
             self._copy_matches(matches)
 
@@ -208,6 +219,8 @@ class StateDictLoad:
                             tensors[index],
                             error,
                         )
+                    if self._progress.is_on:
+                        self._progress.add(tensors[index])
                 self._loaded_keys += matches.keys[begin:end]
 
     def _load_match(self, matches: Matches, index: int, value: Tensor) -> None:

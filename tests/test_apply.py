@@ -646,6 +646,79 @@ def test_an_override_that_loads_twice_converts_once() -> None:
     assert (model.weight == 2).all()
 
 
+# Progress
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("converter", [None, identity])
+@pytest.mark.parametrize("has_hook", [False, True])
+def test_progress_is_told_in_bytes(
+    has_hook: bool, converter: Any, assign: bool
+) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, bias=False))
+    if has_hook:
+        add_hooks(model[0], lambda *_: None)
+        add_hooks(model[1], lambda *_: None)
+    state_dict = {**shifted(model.state_dict()), "stray": torch.ones(5)}
+    told: list[tuple[int, int]] = []
+    apply_state_dict(
+        model,
+        state_dict,
+        converter,
+        strict=False,
+        assign=assign,
+        progress=lambda *bytes_of: told.append(bytes_of),
+    )
+    # Two weights of 6 floats, a bias of 3, and at the end what was left out.
+    assert told == [(24, 80), (36, 80), (60, 80), (80, 80)]
+
+
+def test_progress_stops_where_a_load_does() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    told: list[tuple[int, int]] = []
+
+    def fail_in_the_second(_root: Any, module: Any, tensor: Tensor) -> Tensor:
+        if module is model[1]:
+            raise KeyError("on purpose")
+        return tensor
+
+    with pytest.raises(KeyError):
+        apply_state_dict(
+            model,
+            model.state_dict(),
+            fail_in_the_second,
+            progress=lambda *bytes_of: told.append(bytes_of),
+        )
+    assert told == [(24, 68), (36, 68)]
+
+
+def test_a_bar_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    model = nn.Linear(1024, 1024, bias=False)
+    apply_state_dict(model, model.state_dict(), progress=True)
+    assert "4.00M/4.00M" in capfd.readouterr().err
+
+
+def test_a_bar_needs_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    model = nn.Linear(1, 1)
+    with pytest.raises(ImportError) as caught:
+        apply_state_dict(model, shifted(model.state_dict()), progress=True)
+    assert str(caught.value) == (
+        "progress=True shows a bar of tqdm's, which is not installed: pip install "
+        "tqdm, or give a function of (bytes_done, bytes_total)"
+    )
+
+
+@pytest.mark.parametrize("value", [None, 1, "bar"])
+def test_bad_progress(value: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        apply_state_dict(nn.Linear(1, 1), {}, progress=value)
+    assert str(caught.value) == (
+        f"progress is {value!r} ({type(value).__name__}), expected a bool or a "
+        "function of (bytes_done, bytes_total)"
+    )
+
+
 # Cost
 
 

@@ -17,6 +17,7 @@ from ckpt_streamer._arguments import (
 from ckpt_streamer._checkpoint import Checkpoint, state_dict_of
 from ckpt_streamer._load import Converter, StateDictLoad
 from ckpt_streamer._progress import Progress, ProgressFunction
+from ckpt_streamer._source import KeyMap, entries_at, renamed
 
 
 def apply_state_dict(
@@ -28,6 +29,9 @@ def apply_state_dict(
     memory_limit_mb: int = 1024,
     cpu_page_size: int | None = None,
     *,
+    root: str | None = None,
+    prefix: str = "",
+    key_map: KeyMap | None = None,
     progress: bool | ProgressFunction = False,
 ) -> _IncompatibleKeys:
     """Load a state_dict into a model, like ``model.load_state_dict``, but bounded.
@@ -63,6 +67,13 @@ def apply_state_dict(
         memory_limit_mb: The most of the tensors' file pages to hold in physical
             memory, in MiB.
         cpu_page_size: Accepted for compatibility and not used.
+        root: Where in ``state_dict`` the entries are: keys joined by dots, as
+            ``"state_dict"``.
+        prefix: What the keys to load begin with, and lose: ``"module."`` of a
+            parallel model's. Other entries are left out.
+        key_map: Renames keys, after ``prefix`` is cut off: a function of the key, or
+            a mapping, which leaves as they are the keys that it does not have.
+            None leaves an entry out. The modules' metadata are renamed as well.
         progress: Whether to show a bar of tqdm's, which has to be installed; or a
             function that is called as ``progress(bytes_done, bytes_total)`` after
             each tensor, or module, of the state_dict that is loaded, and at the
@@ -72,21 +83,27 @@ def apply_state_dict(
         The missing and unexpected keys.
 
     Raises:
-        TypeError: ``state_dict`` is no mapping, a number is no ``int``, or
-            ``progress`` neither a ``bool`` nor a function.
+        TypeError: ``state_dict`` is no mapping, a number is no ``int``, or another
+            argument of another type.
         ImportError: ``progress`` is True, and tqdm is not installed.
-        ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1.
+        ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1, or two keys
+            are renamed to one.
+        KeyError: There is no such ``root``.
         OSError, ValueError, NotImplementedError: As :func:`open`, for a path.
         RuntimeError: As ``load_state_dict`` raises it, with its text, then the keys
             changed all the same, if any.
     """
     limit_bytes = memory_limit_bytes_of(memory_limit_mb)
     check_cpu_page_size(cpu_page_size)
-    state_dict = state_dict_of(state_dict, memory_limit_mb)
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
-    entries: OrderedDict[str, Any] = OrderedDict(state_dict)
-    if (metadata := getattr(state_dict, "_metadata", None)) is not None:
+    source: Any = state_dict_of(state_dict, memory_limit_mb)
+    if not isinstance(source, Mapping):
+        raise TypeError(f"Expected state_dict to be dict-like, got {type(source)}.")
+    if root is not None:
+        source = state_dict_of(entries_at(source, root), memory_limit_mb)
+    if prefix != "" or key_map is not None:
+        source = renamed(source, prefix, key_map)
+    entries: OrderedDict[str, Any] = OrderedDict(source)
+    if (metadata := getattr(source, "_metadata", None)) is not None:
         entries._metadata = metadata  # type: ignore[attr-defined]
     bar = Progress(progress, entries.values())
     return StateDictLoad(

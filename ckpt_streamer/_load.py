@@ -211,7 +211,10 @@ class StateDictLoad:
             for begin, end in self._reads.runs_of(tensors):
                 for index in range(begin, end):
                     try:
-                        parameters[index].copy_(tensors[index])
+                        if not self._reads.fits and self._reads.exceeds(tensors[index]):
+                            self._reads.copy(parameters[index], tensors[index])
+                        else:
+                            parameters[index].copy_(tensors[index])
                     except Exception as error:
                         self._report_exception(
                             matches.keys[index],

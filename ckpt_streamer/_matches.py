@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 ASSIGN = "assign_to_params_buffers"  # in a module's metadata: what load_state_dict sets
 _TORCHS_LOADS = (Module._load_from_state_dict, _NormBase._load_from_state_dict)
 _MEMBERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-_PLAIN_TENSORS = frozenset({Tensor, Parameter})
+PLAIN_TENSORS = frozenset({Tensor, Parameter})
 
 
 class Matches:
@@ -129,8 +129,8 @@ class _Matcher:
             key = prefix + name
             tensor: Any = take(key, None)
             if not (
-                type(tensor) in _PLAIN_TENSORS
-                and type(parameter) in _PLAIN_TENSORS
+                type(tensor) in PLAIN_TENSORS
+                and type(parameter) in PLAIN_TENSORS
                 and "." not in name
                 and (assign or not parameter.is_meta)
                 and (not needs_shapes or tensor.shape == parameter.shape)

@@ -103,3 +103,8 @@ def add(handle: WindowHandle, tensors: Sequence[torch.Tensor]) -> None:
     """Add tensors to a handle that is not planned yet."""
     with torch._C.DisableTorchFunction():  # a subclass may refuse to be an argument
         handle.add(tensors)
+
+
+def copy_(destination: torch.Tensor, source: torch.Tensor, limit_bytes: int) -> None:
+    """``destination.copy_(source)``; a source above the limit is read in pieces."""
+    torch.ops.ckpt_streamer.copy_(destination, source, limit_bytes)

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import Self
 
 from ckpt_streamer import _ops
+from ckpt_streamer._matches import PLAIN_TENSORS
 from ckpt_streamer._stream import walk
 
 
@@ -26,6 +27,7 @@ class EvictingReads:
     """
 
     def __init__(self, entries: Mapping[str, Any], memory_limit_bytes: int) -> None:
+        self._memory_limit_bytes = memory_limit_bytes
         self._handle = _ops.windows(memory_limit_bytes)
         tensors = walk(entries, self._handle).tensors
         self._handle.plan()
@@ -33,11 +35,8 @@ class EvictingReads:
             tensors = [tensors[index] for index in order]
         self._tensors = tensors  # held, so that an id stays that tensor's
         self._window_ends: list[int] = self._handle.window_ends().tolist()
-
-    @property
-    def fits(self) -> bool:
+        self.fits = len(self._window_ends) <= 1 and not any(map(self.exceeds, tensors))
         """Whether all tensors together keep the limit."""
-        return len(self._window_ends) <= 1
 
     def __enter__(self) -> Self:
         if self.fits and self._window_ends:
@@ -61,6 +60,18 @@ class EvictingReads:
             for tensor in tensors:
                 for position in self._spans.positions_of(tensor):
                     self._handle.admit(position)
+
+    def exceeds(self, tensor: Tensor) -> bool:
+        """Whether a tensor is of more than the limit, to be read in pieces."""
+        return (
+            type(tensor) in PLAIN_TENSORS
+            and tensor.layout is torch.strided
+            and tensor.nbytes > self._memory_limit_bytes
+        )
+
+    def copy(self, destination: Tensor, source: Tensor) -> None:
+        """``destination.copy_(source)``; what exceeds the limit goes in pieces."""
+        _ops.copy_(destination, source, self._memory_limit_bytes)
 
     def release(self) -> None:
         """Give all pages back now."""
@@ -134,6 +145,12 @@ class _AdmittingMode(TorchFunctionMode):
         if func.__name__ == "__get__":  # attributes: nothing of the data is read
             return func(*args, **kwargs)
         reads = self._reads
+        if func is Tensor.copy_ and len(args) == 2 and not kwargs:
+            destination, source = args
+            if type(destination) in PLAIN_TENSORS and reads.exceeds(source):
+                reads.admit(source)
+                reads.copy(destination, source)
+                return destination
         parts = reads.parts_of(_tensors_in(chain(args, kwargs.values())))
         if len(parts) <= 1:
             reads.admit_parts(parts)

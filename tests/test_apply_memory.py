@@ -16,6 +16,7 @@ from load_outcomes import (
     identity,
 )
 from mapped_checkpoints import MIB, load_mapped, resident_of
+from test_copy import peaks_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -303,6 +304,72 @@ def test_a_refused_state_dict_is_not_read(large_checkpoint: Path) -> None:
     assert resident_of(large_checkpoint).clean_bytes == 0
 
 
+def no_hook(*_: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("way", "dtype", "limit_mb"),
+    [
+        ("plain", torch.float32, 4),
+        ("plain", torch.bfloat16, 32),  # a file of 512 MiB
+        ("hook", torch.bfloat16, 4),
+        ("converter", torch.bfloat16, 4),
+        ("one of many", torch.bfloat16, 4),
+    ],
+)
+def test_a_tensor_of_sixteen_limits_keeps_the_limit(
+    way: str, dtype: torch.dtype, limit_mb: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.pt"
+    size = 16 * limit_mb * MIB // 4
+    state_dict: dict[str, Tensor] = {"weight": torch.ones(size)}
+    if way == "one of many":
+        state_dict["bias"] = torch.ones(MIB)
+    torch.save(state_dict, path)
+    model = nn.Module()
+    for name, tensor in state_dict.items():
+        model.register_parameter(name, nn.Parameter(torch.zeros_like(tensor).to(dtype)))
+    state_dict = load_mapped(path)
+    if way == "hook":
+        model.register_load_state_dict_pre_hook(no_hook)
+    converter = identity if way == "converter" else None
+
+    def load() -> None:
+        apply_state_dict(model, state_dict, converter, memory_limit_mb=limit_mb)
+
+    load()  # threads, their stacks and all code are there
+    for parameter in model.parameters():
+        parameter.detach().zero_()
+    file_bytes, anonymous_bytes = peaks_of(load)
+    assert file_bytes <= limit_mb * MIB
+    assert anonymous_bytes <= MIB
+    assert resident_of(path).clean_bytes == 0
+    assert all((parameter == 1).all() for parameter in model.parameters())
+
+
+def test_a_model_is_loaded_within_the_limit_in_another_dtype(tmp_path: Path) -> None:
+    path = tmp_path / "large.pt"
+    saved = {f"{i}.weight": torch.full((1024, 2048), float(i)) for i in range(64)}
+    torch.save(saved, path)  # 512 MiB
+    del saved
+    model = nn.Sequential(
+        *(nn.Linear(2048, 1024, bias=False, dtype=torch.bfloat16) for _ in range(64))
+    )
+    state_dict = load_mapped(path)
+
+    def load() -> None:
+        apply_state_dict(model, state_dict, memory_limit_mb=32)
+
+    load()
+    file_bytes, anonymous_bytes = peaks_of(load)
+    assert file_bytes <= 32 * MIB
+    assert anonymous_bytes <= MIB
+    assert resident_of(path).clean_bytes == 0
+    for i, parameter in enumerate(model.parameters()):
+        assert (parameter == i).all()
+
+
 class LetGoCheck:
     """A converter that counts how many converted tensors are alive at once."""
 
@@ -316,10 +383,6 @@ class LetGoCheck:
         alive = sum(1 for each in self.results if each() is not None)
         self.most_alive = max(self.most_alive, alive)
         return result
-
-
-def no_hook(*_: Any) -> None:
-    pass
 
 
 # A hook has PyTorch's code load a module: it lets go of one tensor when it has the

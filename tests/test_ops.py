@@ -246,6 +246,21 @@ def test_a_storage_is_aligned_to_all_its_tensors(tmp_path: Path, shift: int) -> 
     assert len({t.data_ptr() for t in tensors.values()}) == 1
 
 
+@pytest.mark.parametrize("shift", range(0, 16, 2))
+def test_complex_numbers_are_aligned_as_a_whole(tmp_path: Path, shift: int) -> None:
+    numbers = torch.arange(64).to(torch.complex128)
+    path = saved(tmp_path, numbers)
+    rezipped = tmp_path / "rezipped.pt"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(rezipped, "w") as target:
+        target.writestr("saved/padding", b"x" * shift)
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    [(_, tensor)] = read_all(OPEN(str(rezipped), MIB))
+    assert tensor.data_ptr() % 16 == 0
+    # A vectorised copy, which loads whole numbers.
+    assert torch.equal(tensor.clone(), numbers)
+
+
 # The handle
 
 

@@ -7,7 +7,9 @@
 // built.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -43,9 +45,50 @@ enum class DType : uint8_t {
   kFloat8E5M2FNUZ,
   kFloat8E8M0FNU,
   kFloat4E2M1FNX2,  // two numbers in a byte, which is one element
+  kInt1,            // this and those below: a byte for each element
+  kInt2,
+  kInt3,
+  kInt4,
+  kInt5,
+  kInt6,
+  kInt7,
+  kUInt1,
+  kUInt2,
+  kUInt3,
+  kUInt4,
+  kUInt5,
+  kUInt6,
+  kUInt7,
+  kBits1x8,
+  kBits2x4,
+  kBits4x2,
+  kBits8,
+  kBits16,
+  kQInt8,
+  kQUInt8,
+  kQInt32,
+  kQUInt4x2,  // two elements in a byte
+  kQUInt2x4,  // four
 };
 
+inline constexpr DType kLastDType = DType::kQUInt2x4;
+
+// Of an element; of the byte that elements share where they do.
 [[nodiscard]] uint64_t item_size_bytes(DType dtype) noexcept;
+
+// 1, but for dtypes whose elements share a byte.
+[[nodiscard]] uint64_t elements_per_item(DType dtype) noexcept;
+
+// The byte behind the first `element_count` elements of a storage; nullopt
+// when it does not fit 64 bits.
+[[nodiscard]] std::optional<uint64_t> end_byte_of_elements(
+    DType dtype,
+    uint64_t element_count) noexcept;
+
+[[nodiscard]] bool is_quantized(DType dtype) noexcept;
+[[nodiscard]] bool is_complex(DType dtype) noexcept;
+// Floating-point or complex numbers.
+[[nodiscard]] bool may_require_grad(DType dtype) noexcept;
 
 // torch's name without the module: "float32", "bfloat16", "float8_e4m3fn".
 [[nodiscard]] const char* dtype_name(DType dtype) noexcept;
@@ -74,15 +117,68 @@ struct StorageRecord {
 inline constexpr uint32_t kNoStorage = 0xFFFFFFFF;
 inline constexpr uint32_t kNoTensor = 0xFFFFFFFF;
 
-// A strided view of one storage. Sizes and strides are in elements and live
-// in CheckpointIndex::dims: sizes first, then as many strides.
+enum class TensorKind : uint8_t {
+  kStrided,        // a view of a storage
+  kQuantized,      // the same, with a quantizer
+  kSparse,         // made of other tensors: indices and values
+  kNested,         // of a buffer and where in it each tensor is
+  kMeta,           // sizes and strides without data
+  kArray,          // of an array in CheckpointIndex::values
+  kUninitialized,  // a parameter whose shape is not known yet
+};
+
+// Sizes and strides are in elements and live in CheckpointIndex::dims: sizes
+// first, then as many strides. A sparse tensor's strides are all 0; a nested
+// tensor has neither.
 struct TensorRecord {
-  uint32_t storage_index = 0;
+  uint32_t storage_index = kNoStorage;  // of a strided or quantized tensor
+  uint32_t detail_index = 0;            // in the table of the kind, if any
   DType dtype = DType::kFloat32;
+  TensorKind kind = TensorKind::kStrided;
+  uint8_t dim_count = 0;
   bool requires_grad = false;
+  bool is_parameter =
+      false;  // pickled as one: torch.load gives an nn.Parameter
+  bool is_conjugate = false;  // the values are the conjugates of the numbers
+  bool is_negative = false;   // the values are the numbers' negatives
   uint64_t storage_offset_elements = 0;
   uint64_t dims_begin = 0;
-  uint32_t dim_count = 0;
+};
+
+// How a quantized tensor's elements are numbers: one scale and zero point, or
+// one of each, in two vectors, for every position along the axis.
+struct QuantizedRecord {
+  double scale = 1;
+  int64_t zero_point = 0;
+  uint32_t scales = kNoTensor;  // in CheckpointIndex::tensors; so are all below
+  uint32_t zero_points = kNoTensor;
+  uint64_t axis = 0;
+};
+
+enum class SparseLayout : uint8_t { kCoo, kCsr, kCsc, kBsr, kBsc };
+
+// That indices are inside the tensor can only be seen from the data: it is not
+// checked here.
+struct SparseRecord {
+  SparseLayout layout = SparseLayout::kCoo;
+  std::optional<bool> is_coalesced;    // COO only
+  uint32_t indices = kNoTensor;        // compressed ones but for COO
+  uint32_t plain_indices = kNoTensor;  // none for COO
+  uint32_t values = kNoTensor;
+};
+
+// A row of sizes and strides for each tensor inside, which begins at an offset
+// of the buffer's storage. Not checked here, as above.
+struct NestedRecord {
+  uint32_t buffer = kNoTensor;
+  uint32_t sizes = kNoTensor;
+  uint32_t strides = kNoTensor;
+  uint32_t offsets = kNoTensor;
+};
+
+struct ArrayRecord {
+  NodeId array = kNoNode;         // in CheckpointIndex::values
+  DType dtype = DType::kFloat32;  // of the array, little-endian
 };
 
 inline constexpr uint32_t kNoPrefix = 0xFFFFFFFF;
@@ -113,7 +209,11 @@ struct CheckpointIndex {
   // files themselves are with them.
   std::vector<MetadataEntry> metadata;
   std::vector<StorageRecord> storages;
-  std::vector<TensorRecord> tensors;
+  std::vector<TensorRecord> tensors;  // those that others are made of, too
+  std::vector<QuantizedRecord> quantized;
+  std::vector<SparseRecord> sparse;
+  std::vector<NestedRecord> nested;
+  std::vector<ArrayRecord> arrays;
   std::vector<Slot> slots;           // in traversal order
   std::vector<NamePrefix> prefixes;  // of the slots' containers
   std::vector<int64_t> dims;         // the sizes and strides of all tensors
@@ -149,10 +249,25 @@ struct CheckpointIndex {
   // Gives back what the vectors reserved; readers call it at their end.
   void shrink_to_fit();
 
-  // The bytes of the file that the tensor's elements span, gaps included; empty
-  // for a tensor without elements.
+  // The bytes of its file that the tensor's elements span, gaps included, and
+  // those of all the tensors that it is made of; empty without elements in the
+  // file.
   // REQUIRES: the index was validated by its reader.
   [[nodiscard]] ByteRange file_range(const TensorRecord& tensor) const noexcept;
+
+  // The tensors that a sparse or nested one is made of, its values or buffer
+  // among them; kNoTensor for fewer. All are strided, of one file.
+  [[nodiscard]] std::array<uint32_t, 4> components(
+      const TensorRecord& tensor) const noexcept;
+
+  // The file of those bytes. REQUIRES: file_range() is not empty.
+  [[nodiscard]] uint32_t file_index(const TensorRecord& tensor) const noexcept;
+
+ private:
+  [[nodiscard]] ByteRange strided_range(
+      const TensorRecord& tensor) const noexcept;
+  // The length of the table that the kind's details are in.
+  [[nodiscard]] size_t details_of(TensorKind kind) const noexcept;
 };
 
 }  // namespace ckpt_streamer::format

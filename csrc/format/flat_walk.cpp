@@ -26,7 +26,8 @@ FlatWalk::FlatWalk(
     : context_(context),
       tree_(context.tree()),
       index_(index),
-      tensors_(context, lookup, index),
+      tensors_(context, lookup, nullptr, index),
+      tensor_of_object_(tree_.object_count(), kNoTensor),
       is_open_(tree_.size()),
       visit_budget_(kVisitsForValue * tree_.size()) {}
 
@@ -108,10 +109,13 @@ void FlatWalk::visit(ValueId id) {
     default:
       return;
   }
-  const PickleObject object = tree_.object(id);
-  if (TensorRebuilder::makes_tensor(context_.meaning(object.callable).role)) {
+  if (tensors_.is_tensor(id)) {
+    uint32_t& tensor = tensor_of_object_[tree_.object_index(id)];
+    if (tensor == kNoTensor) {
+      tensor = tensors_.rebuild(id).tensor_index;
+    }
     context_.charge_name(context_.path().size());
-    index_.add_named_slot(context_.path(), tensors_.tensor_of(id));
+    index_.add_named_slot(context_.path(), tensor);
   }
 }
 

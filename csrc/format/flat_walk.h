@@ -50,6 +50,7 @@ class FlatWalk {
   CheckpointIndex& index_;
   TensorRebuilder tensors_;
 
+  std::vector<uint32_t> tensor_of_object_;  // by object index of tree_
   std::vector<bool> is_open_;  // by ValueId: whether a frame is inside it
   const uint64_t visit_budget_;
   uint64_t visit_count_ = 0;

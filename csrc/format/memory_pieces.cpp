@@ -22,9 +22,10 @@ uint64_t alignment_bytes(DType dtype) noexcept {
 MemoryPieces::MemoryPieces(const CheckpointIndex& index, uint64_t limit_bytes)
     : index_(index) {
   const auto is_aligned = [&](const TensorRecord& tensor) {
-    return index.storages[tensor.storage_index].file_range.begin %
-               alignment_bytes(tensor.dtype) ==
-           0;
+    return tensor.storage_index == kNoStorage ||
+           index.storages[tensor.storage_index].file_range.begin %
+                   alignment_bytes(tensor.dtype) ==
+               0;
   };
   for (const TensorRecord& tensor : index.tensors) {
     if (is_aligned(tensor)) {
@@ -46,7 +47,8 @@ MemoryPieces::MemoryPieces(const CheckpointIndex& index, uint64_t limit_bytes)
   }
   std::vector<uint32_t> tensors;  // of storages that are split
   for (uint32_t i = 0; i < index.tensors.size(); ++i) {
-    if (is_split_[index.tensors[i].storage_index]) {
+    const uint32_t storage = index.tensors[i].storage_index;
+    if (storage != kNoStorage && is_split_[storage]) {
       tensors.push_back(i);
     }
   }

@@ -40,7 +40,7 @@ class MemoryPieces {
 
   // ENSURES: the piece begins at a whole number of the tensor's elements in
   // front of the tensor's, and holds all of them.
-  // REQUIRES: tensor_index < index.tensors.size().
+  // REQUIRES: tensor_index < index.tensors.size(), of a tensor with a storage.
   [[nodiscard]] MemoryPiece piece_of(uint32_t tensor_index) const;
 
  private:

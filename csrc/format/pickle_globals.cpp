@@ -11,8 +11,8 @@ struct StorageTypeName {
   DType dtype;
 };
 
-// storage.py, _dtype_to_storage_type_map without the quantized types.
-constexpr std::array<StorageTypeName, 12> kTypedStorages{{
+// storage.py, _dtype_to_storage_type_map.
+constexpr std::array<StorageTypeName, 17> kTypedStorages{{
     {"DoubleStorage", DType::kFloat64},
     {"FloatStorage", DType::kFloat32},
     {"HalfStorage", DType::kFloat16},
@@ -25,6 +25,11 @@ constexpr std::array<StorageTypeName, 12> kTypedStorages{{
     {"BoolStorage", DType::kBool},
     {"ComplexDoubleStorage", DType::kComplex128},
     {"ComplexFloatStorage", DType::kComplex64},
+    {"QInt8Storage", DType::kQInt8},
+    {"QUInt8Storage", DType::kQUInt8},
+    {"QInt32Storage", DType::kQInt32},
+    {"QUInt4x2Storage", DType::kQUInt4x2},
+    {"QUInt2x4Storage", DType::kQUInt2x4},
 }};
 
 // c10/core/ScalarType.h, toString(): what torch/csrc/jit/serialization/
@@ -42,7 +47,56 @@ constexpr std::array<StorageTypeName, 10> kScriptStorages{{
     {"Float4_e2m1fn_x2Storage", DType::kFloat4E2M1FNX2},
 }};
 
-constexpr DType kLastDType = DType::kFloat4E2M1FNX2;
+struct RoleName {
+  std::string_view name;
+  GlobalRole role;
+};
+
+constexpr std::array<RoleName, 6> kTorchNames{{
+    {"Size", GlobalRole::kTorchSize},
+    {"Tensor", GlobalRole::kTensorClass},
+    {"per_tensor_affine", GlobalRole::kPerTensorScheme},
+    {"per_tensor_symmetric", GlobalRole::kPerTensorScheme},
+    {"per_channel_affine", GlobalRole::kPerChannelScheme},
+    {"per_channel_affine_float_qparams", GlobalRole::kPerChannelScheme},
+}};
+
+// _utils.py. torch 1.8 to 1.12 had the compressed layouts apart, and torch
+// before 1.13 knew but one other device without storages.
+constexpr std::array<RoleName, 13> kRebuildNames{{
+    {"_rebuild_tensor", GlobalRole::kRebuildTensor},
+    {"_rebuild_tensor_v2", GlobalRole::kRebuildTensorV2},
+    {"_rebuild_tensor_v3", GlobalRole::kRebuildTensorV3},
+    {"_rebuild_parameter", GlobalRole::kRebuildParameter},
+    {"_rebuild_parameter_with_state", GlobalRole::kRebuildParameterWithState},
+    {"_rebuild_qtensor", GlobalRole::kRebuildQuantized},
+    {"_rebuild_sparse_tensor", GlobalRole::kRebuildSparse},
+    {"_rebuild_sparse_csr_tensor", GlobalRole::kRebuildSparse},
+    {"_rebuild_nested_tensor", GlobalRole::kRebuildNested},
+    {"_rebuild_meta_tensor_no_storage", GlobalRole::kRebuildMeta},
+    {"_rebuild_device_tensor_from_numpy", GlobalRole::kRebuildFromArray},
+    {"_rebuild_xla_tensor", GlobalRole::kRebuildFromArray},
+    {"_rebuild_device_tensor_from_cpu_tensor",
+     GlobalRole::kRebuildFromCpuTensor},
+}};
+
+constexpr std::array<RoleName, 3> kParameterNames{{
+    {"Parameter", GlobalRole::kParameter},
+    {"UninitializedParameter", GlobalRole::kUninitialized},
+    {"UninitializedBuffer", GlobalRole::kUninitialized},
+}};
+
+template <size_t kCount>
+GlobalRole find_role(
+    const std::array<RoleName, kCount>& names,
+    std::string_view name) noexcept {
+  for (const RoleName& known : names) {
+    if (name == known.name) {
+      return known.role;
+    }
+  }
+  return GlobalRole::kOther;
+}
 
 GlobalMeaning meaning_of_torch_name(std::string_view name) {
   for (const StorageTypeName& storage : kTypedStorages) {
@@ -66,7 +120,7 @@ GlobalMeaning meaning_of_torch_name(std::string_view name) {
       return {GlobalRole::kDType, dtype};
     }
   }
-  return {name == "Size" ? GlobalRole::kTorchSize : GlobalRole::kOther};
+  return {find_role(kTorchNames, name)};
 }
 
 struct PythonName {
@@ -77,7 +131,7 @@ struct PythonName {
 
 // Under the names that pickles give them: Python 2's too, which protocols
 // before 3 use.
-constexpr std::array<PythonName, 17> kPythonNames{{
+constexpr std::array<PythonName, 25> kPythonNames{{
     {"collections", "OrderedDict", GlobalRole::kOrderedDict},
     {"collections", "defaultdict", GlobalRole::kDefaultDict},
     {"collections", "Counter", GlobalRole::kCounter},
@@ -89,6 +143,14 @@ constexpr std::array<PythonName, 17> kPythonNames{{
     {"builtins", "bytearray", GlobalRole::kBytes},
     {"_codecs", "encode", GlobalRole::kEncode},
     {"codecs", "encode", GlobalRole::kEncode},
+    {"numpy", "ndarray", GlobalRole::kNumpyArray},
+    {"numpy", "dtype", GlobalRole::kNumpyDType},
+    {"numpy.core.multiarray", "_reconstruct", GlobalRole::kNumpyReconstruct},
+    {"numpy._core.multiarray", "_reconstruct", GlobalRole::kNumpyReconstruct},
+    {"numpy.core.multiarray", "scalar", GlobalRole::kNumpyScalar},
+    {"numpy._core.multiarray", "scalar", GlobalRole::kNumpyScalar},
+    {"numpy.core.numeric", "_frombuffer", GlobalRole::kNumpyFromBuffer},
+    {"numpy._core.numeric", "_frombuffer", GlobalRole::kNumpyFromBuffer},
     {"copyreg", "_reconstructor", GlobalRole::kReconstructor},
     {"copyreg", "__newobj__", GlobalRole::kReconstructor},
     {"copyreg", "__newobj_ex__", GlobalRole::kReconstructor},
@@ -118,37 +180,29 @@ GlobalMeaning meaning_of(const PickleGlobal& global) {
     return meaning_of_torch_name(name);
   }
   if (module == "torch._utils") {
-    if (name == "_rebuild_tensor") {
-      return {GlobalRole::kRebuildTensor};
+    const GlobalRole role = find_role(kRebuildNames, name);
+    if (role != GlobalRole::kOther) {
+      return {role};
     }
-    if (name == "_rebuild_tensor_v2") {
-      return {GlobalRole::kRebuildTensorV2};
-    }
-    if (name == "_rebuild_tensor_v3") {
-      return {GlobalRole::kRebuildTensorV3};
-    }
-    if (name == "_rebuild_parameter") {
-      return {GlobalRole::kRebuildParameter};
-    }
-    if (name == "_rebuild_parameter_with_state") {
-      return {GlobalRole::kRebuildParameterWithState};
-    }
-    if (name.starts_with("_rebuild_")) {
+    // It has no data of its own: an object like all others.
+    if (name.starts_with("_rebuild_") && name != "_rebuild_wrapper_subclass") {
       return {GlobalRole::kUnreadTensor};
     }
   }
   // torch.tensor is what torch._tensor was called before torch 1.9.
-  if ((module == "torch._tensor" || module == "torch.tensor") &&
-      name.starts_with("_rebuild_from_type")) {
-    return {GlobalRole::kUnreadTensor};
+  if (module == "torch._tensor" || module == "torch.tensor") {
+    if (name == "_rebuild_from_type" || name == "_rebuild_from_type_v2") {
+      return {GlobalRole::kRebuildFromType};
+    }
+    if (name == "Tensor") {
+      return {GlobalRole::kTensorClass};
+    }
   }
   if (module == "torch.nn.parameter") {
-    if (name == "Parameter" || name == "Buffer") {
-      return {GlobalRole::kParameter};
-    }
-    if (name.starts_with("Uninitialized")) {
-      return {GlobalRole::kUnreadTensor};
-    }
+    return {find_role(kParameterNames, name)};
+  }
+  if (module == "torch.serialization" && name == "_get_layout") {
+    return {GlobalRole::kLayout};
   }
   // torch/jit/_pickle.py: lists and dicts under their static types.
   if (module == "torch.jit._pickle" &&

@@ -16,22 +16,44 @@ enum class GlobalRole : uint8_t {
   kDeque,
   kSet,  // also frozenset
   kComplex,
-  kBytes,          // also bytearray
-  kEncode,         // of the codecs module
-  kReconstructor,  // copyreg's makers of an instance of their first argument
-  kFirstArgument,  // returns what it is given
-  kScriptClass,    // of TorchScript: its attributes are its state
+  kBytes,             // also bytearray
+  kEncode,            // of the codecs module
+  kReconstructor,     // copyreg's makers of an instance of their first argument
+  kFirstArgument,     // returns what it is given
+  kScriptClass,       // of TorchScript: its attributes are its state
+  kNumpyReconstruct,  // an empty array whose state is all of it
+  kNumpyScalar,
+  kNumpyFromBuffer,
+  kNumpyArray,  // the class
+  kNumpyDType,
   kTorchSize,
+  kTensorClass,  // torch.Tensor itself
   kStorageType,
   kDType,
+  kLayout,  // a layout by its name
+  kPerTensorScheme,
+  kPerChannelScheme,
+  // What makes a tensor: makes_tensor() is all from here on.
   kRebuildTensor,
   kRebuildTensorV2,
   kRebuildTensorV3,
   kRebuildParameter,
   kRebuildParameterWithState,
   kParameter,
+  kRebuildFromType,
+  kRebuildQuantized,
+  kRebuildSparse,
+  kRebuildNested,
+  kRebuildMeta,
+  kRebuildFromArray,
+  kRebuildFromCpuTensor,
+  kUninitialized,
   kUnreadTensor,
 };
+
+[[nodiscard]] constexpr bool makes_tensor(GlobalRole role) noexcept {
+  return role >= GlobalRole::kRebuildTensor;
+}
 
 struct GlobalMeaning {
   GlobalRole role = GlobalRole::kOther;

@@ -357,7 +357,7 @@ void HeaderReader::add_dims(
     TensorRecord& tensor) {
   std::vector<int64_t>& dims = index_.dims;
   tensor.dims_begin = dims.size();
-  tensor.dim_count = static_cast<uint32_t>(declaration.shape.size());
+  tensor.dim_count = static_cast<uint8_t>(declaration.shape.size());
   for (const uint64_t size : declaration.shape) {
     dims.push_back(static_cast<int64_t>(size));
   }

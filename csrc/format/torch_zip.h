@@ -16,14 +16,11 @@ namespace ckpt_streamer::format {
 // (see tensor_tree.h); every other value is kept in index.values. TorchScript
 // archives are torch_script.h's.
 //
-// ENSURES: every tensor's elements lie inside its storage's record, every
-// record inside the file; storages are those that a slot uses, each once; one
-// TensorRecord for each rebuilt tensor, however many slots hold it.
-// THROWS: CheckpointError Corrupt when zip, pickle and records contradict each
-// other; Unsupported for archives of another kind (big-endian, compressed
-// records) and for tensors that are not strided views of a storage
-// (sparse, quantized, nested, meta, subclasses) in any slot.
-// Cost: O(records + pickle) time and memory; no tensor byte is read.
+// ENSURES: as append_tensors; every record lies inside the file.
+// THROWS: CheckpointError as append_tensors; Corrupt when zip, pickle and
+// records contradict each other; Unsupported for archives of another kind
+// (big-endian, compressed records). Cost: O(records + pickle) time and memory;
+// no tensor byte is read.
 [[nodiscard]] CheckpointIndex read_torch_zip(const ByteSource& source);
 
 // The same with the directory already read.

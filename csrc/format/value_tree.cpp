@@ -70,6 +70,16 @@ NodeId ValueTree::add_array(const ArrayParts& parts) {
   return add(NodeKind::kArray, static_cast<uint32_t>(arrays_.size() - 1), 0);
 }
 
+NodeId ValueTree::add_copy(const ValueTree& other, NodeId array) {
+  const ArrayNode node = other.array(array);
+  ArrayParts parts;
+  parts.dtype = add_text_node(NodeKind::kString, node.dtype);
+  parts.is_scalar = node.is_scalar;
+  parts.is_fortran_order = node.is_fortran_order;
+  parts.bytes = add_text(node.bytes);
+  return add_array(parts);
+}
+
 ValueTree::ObjectParts& ValueTree::object_parts(NodeId id) noexcept {
   const Node& node = nodes_[id];
   return objects_

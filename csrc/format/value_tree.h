@@ -183,6 +183,9 @@ class ValueTree {
   [[nodiscard]] ObjectParts& object_parts(NodeId id) noexcept;
   NodeId add_array(const ArrayParts& parts);
 
+  // A copy of another tree's array, without its sizes.
+  NodeId add_copy(const ValueTree& other, NodeId array);
+
   // For checkpoints that are a flat list of names: appends to the root, a plain
   // dict that the first call makes, and returns the key's node.
   // REQUIRES: nothing else adds runs to this tree.

@@ -4,6 +4,7 @@
 #include <string_view>
 #include <utility>
 
+#include "format/numpy_values.h"
 #include "format/pickle_text.h"
 #include "format/text.h"
 #include "format/value_text.h"
@@ -26,7 +27,7 @@ ValueWalk::ValueWalk(
       tree_(context.tree()),
       index_(index),
       values_(index.values),
-      tensors_(context, lookup, index),
+      tensors_(context, lookup, this, index),
       node_of_value_(tree_.size(), kNoNode) {}
 
 void ValueWalk::run() {
@@ -226,11 +227,11 @@ NodeId ValueWalk::make_node(ValueId id, const Place& place) {
           tree_.entries(id),
           place);
     case ValueKind::kGlobal:
-      return make_global(id);
+      return global_node(global_text(tree_, id));
     case ValueKind::kObject:
       return make_object(id, place);
     case ValueKind::kPersistent:
-      return values_.add_tensor(tensors_.tensor_of_storage(id));
+      return values_.add_tensor(tensors_.rebuild_storage(id));
   }
   return kNoNode;
 }
@@ -261,9 +262,9 @@ bool ValueWalk::is_slots_state(ValueId id, const Place& place) const {
           tree_.kind(items[0]) == ValueKind::kDict);
 }
 
-NodeId ValueWalk::make_global(ValueId id) {
+NodeId ValueWalk::global_node(std::string text) {
   const auto [entry, is_new] =
-      global_nodes_.try_emplace(global_text(tree_, id), kNoNode);
+      global_nodes_.try_emplace(std::move(text), kNoNode);
   if (is_new) {
     context_.charge_name(entry->first.size());
     entry->second = values_.add_text_node(NodeKind::kGlobal, entry->first);
@@ -272,28 +273,114 @@ NodeId ValueWalk::make_global(ValueId id) {
 }
 
 NodeId ValueWalk::make_object(ValueId id, const Place& place) {
+  if (tensors_.is_tensor(id)) {
+    return make_tensor(id, place);
+  }
   PickleObject object = tree_.object(id);
   object.callable = stand_in(object.callable);
   const GlobalRole role = context_.meaning(object.callable).role;
-  if (TensorRebuilder::makes_tensor(role)) {
-    return values_.add_tensor(tensors_.tensor_of(id));
+  if (const NodeId array = make_array(object); array != kNoNode) {
+    return array;
   }
   const bool is_bare = object.state == kNoValue &&
                        object.keyword_args == kNoValue &&
                        object.entries.empty();
-  NodeId node = kNoNode;
-  if (is_bare) {
-    node = make_known(object, role, place);
+  NodeId node = is_bare ? make_known(id, role, place) : kNoNode;
+  if (is_bare && node == kNoNode && role == GlobalRole::kRebuildFromType) {
+    node = make_from_type(object, place);
   }
-  return node != kNoNode ? node : make_opaque(object, role, place);
+  return node != kNoNode ? node : make_opaque(object, role, kNoValue, place);
+}
+
+// A tensor, and the attributes that are pickled onto it: those of torch's own
+// rebuild, those of the data inside a parameter, and a state of BUILD. More
+// than one of them is for hostile files, but must not hide a tensor.
+NodeId ValueWalk::make_tensor(ValueId id, const Place& place) {
+  const RebuiltTensor tensor = tensors_.rebuild(id);
+  const PickleObject object = tree_.object(id);
+  std::vector<ValueId> states;
+  for (const ValueId state : {tensor.state, tensor.data_state, object.state}) {
+    const bool is_empty =
+        state == kNoValue || tree_.kind(state) == ValueKind::kNone ||
+        (tree_.kind(state) == ValueKind::kDict && tree_.entries(state).empty());
+    if (!is_empty) {
+      states.push_back(state);
+    }
+  }
+  if (tensor.type == kNoValue && states.empty()) {
+    return values_.add_tensor(tensor.tensor_index);
+  }
+  ValueTree::ObjectParts parts;
+  parts.file_offset = context_.in_file(object.pickle_offset);
+  parts.type = tensor.type != kNoValue ? node_of(tensor.type, {})
+                                       : global_node("torch.Tensor");
+  const NodeId node = values_.add_tensor(tensor.tensor_index, parts);
+  constexpr std::array<Part, 3> kParts{
+      Part::kState,
+      Part::kArgs,
+      Part::kKeywordArgs};
+  for (size_t i = states.size(); i-- > 0;) {
+    push({.part = kParts[i], .node = node, .value = states[i]}, place);
+  }
+  return node;
+}
+
+// A subclass without data of its own: _rebuild_from_type_v2(func, type, args,
+// state) makes func(*args), of that type.
+NodeId ValueWalk::make_from_type(
+    const PickleObject& object,
+    const Place& place) {
+  const auto args = tree_.items(object.args);
+  if (args.size() != 4 || tree_.kind(args[1]) != ValueKind::kGlobal ||
+      tree_.kind(args[2]) != ValueKind::kTuple) {
+    return kNoNode;
+  }
+  PickleObject inner = object;
+  inner.callable = args[0];
+  inner.args = args[2];
+  inner.state = args[3];
+  return make_opaque(inner, GlobalRole::kOther, args[1], place);
+}
+
+NodeId ValueWalk::make_array(const PickleObject& object) {
+  const auto value = read_numpy(context_, object);
+  if (!value.has_value()) {
+    return kNoNode;
+  }
+  const auto bytes = bytes_of(value->bytes);
+  if (!bytes.has_value() || bytes->size_bytes != value->size_bytes) {
+    return kNoNode;
+  }
+  ValueTree::ArrayParts parts;
+  const auto [dtype, is_new] = numpy_dtypes_.try_emplace(value->dtype, kNoNode);
+  if (is_new) {
+    dtype->second = values_.add_text_node(NodeKind::kString, value->dtype);
+  }
+  parts.dtype = dtype->second;
+  parts.sizes = values_.add_run(value->sizes.size());
+  for (size_t i = 0; i < value->sizes.size(); ++i) {
+    const NodeId size = node_of(value->sizes[i], {});
+    values_.set_value(parts.sizes, i, size);
+  }
+  parts.is_scalar = value->is_scalar;
+  parts.is_fortran_order = value->is_fortran_order;
+  parts.bytes = *bytes;
+  return values_.add_array(parts);
+}
+
+NodeId ValueWalk::array_of(ValueId id) {
+  NodeId& node = node_of_value_[id];
+  if (node == kNoNode && tree_.kind(id) == ValueKind::kObject) {
+    node = make_array(tree_.object(id));
+  }
+  return node != kNoNode && values_.kind(node) == NodeKind::kArray ? node
+                                                                   : kNoNode;
 }
 
 // What a call of Python's own types makes; kNoNode when it is called in a way
 // that they are not pickled.
-NodeId ValueWalk::make_known(
-    const PickleObject& object,
-    GlobalRole role,
-    const Place& place) {
+NodeId ValueWalk::make_known(ValueId id, GlobalRole role, const Place& place) {
+  const PickleObject object = tree_.object(id);
   const auto args = tree_.items(object.args);
   const auto is_sequence = [&](size_t position) {
     return args.size() > position &&
@@ -335,7 +422,7 @@ NodeId ValueWalk::make_known(
     }
     case GlobalRole::kBytes:
     case GlobalRole::kEncode:
-      if (const auto text = bytes_of(object, role)) {
+      if (const auto text = bytes_of(id)) {
         return values_.add_text_node(NodeKind::kBytes, *text);
       }
       return kNoNode;
@@ -344,12 +431,22 @@ NodeId ValueWalk::make_known(
   }
 }
 
-// Python 3 before protocol 3 and torch's protocol 2 have no bytes:
-// _codecs.encode(text, 'latin1'). bytearray(b'...') and bytes() are the same
-// kind of value. Shared texts stay shared, however often they are used.
-std::optional<ValueTree::Text> ValueWalk::bytes_of(
-    const PickleObject& object,
-    GlobalRole role) {
+// Bytes, and what stands for them: in protocols 0 to 2,
+// _codecs.encode(text, 'latin1') and Python 2's strings; bytearray(b'...') and
+// bytes(). Shared texts stay shared, however often they are used.
+std::optional<ValueTree::Text> ValueWalk::bytes_of(ValueId id) {
+  if (tree_.kind(id) == ValueKind::kBytes ||
+      tree_.kind(id) == ValueKind::kString) {
+    return values_.text_of(node_of(id, {}));
+  }
+  if (tree_.kind(id) != ValueKind::kObject) {
+    return std::nullopt;
+  }
+  const PickleObject object = tree_.object(id);
+  const GlobalRole role = context_.meaning(object.callable).role;
+  if (role != GlobalRole::kBytes && role != GlobalRole::kEncode) {
+    return std::nullopt;
+  }
   const auto args = tree_.items(object.args);
   if (args.empty() && role == GlobalRole::kBytes) {
     return ValueTree::Text{};
@@ -380,6 +477,7 @@ std::optional<ValueTree::Text> ValueWalk::bytes_of(
 NodeId ValueWalk::make_opaque(
     const PickleObject& object,
     GlobalRole role,
+    ValueId type,
     const Place& place) {
   const auto args = tree_.items(object.args);
   const bool is_dict = role == GlobalRole::kOrderedDict ||
@@ -396,6 +494,9 @@ NodeId ValueWalk::make_opaque(
         tree_.kind(args[0]) == ValueKind::kGlobal) {
       parts.type = node_of(args[0], {});
     }
+  }
+  if (type != kNoValue) {
+    parts.type = node_of(type, {});
   }
   std::span<const ValueId> entries = object.entries;
   bool has_args = !args.empty();

@@ -17,7 +17,7 @@ namespace ckpt_streamer::format {
 // Walks every value that is reachable from the pickle's root, each once, and
 // makes it a node of index.values; what holds a tensor becomes a slot. Keeps a
 // stack of its own, so that depth costs no stack.
-class ValueWalk {
+class ValueWalk final : private ArraySource {
  public:
   // REQUIRES: all outlive this; index.values is empty.
   ValueWalk(
@@ -77,18 +77,18 @@ class ValueWalk {
       std::span<const ValueId> values,
       const Place& place);
   [[nodiscard]] bool is_slots_state(ValueId id, const Place& place) const;
-  NodeId make_global(ValueId id);
+  NodeId global_node(std::string text);
   NodeId make_object(ValueId id, const Place& place);
-  NodeId make_known(
-      const PickleObject& object,
-      GlobalRole role,
-      const Place& place);
-  std::optional<ValueTree::Text> bytes_of(
-      const PickleObject& object,
-      GlobalRole role);
+  NodeId make_tensor(ValueId id, const Place& place);
+  NodeId make_from_type(const PickleObject& object, const Place& place);
+  NodeId make_array(const PickleObject& object);
+  NodeId array_of(ValueId id) override;
+  NodeId make_known(ValueId id, GlobalRole role, const Place& place);
+  std::optional<ValueTree::Text> bytes_of(ValueId id);
   NodeId make_opaque(
       const PickleObject& object,
       GlobalRole role,
+      ValueId type,
       const Place& place);
   std::optional<std::span<const ValueId>> entries_given(ValueId id);
 
@@ -107,6 +107,7 @@ class ValueWalk {
   std::vector<NodeId> position_nodes_;     // ints, by their value
   std::vector<uint32_t> unmade_prefixes_;  // of prefix_of(), for its memory
   std::unordered_map<std::string, NodeId> global_nodes_;
+  std::unordered_map<std::string, NodeId> numpy_dtypes_;  // strings
   // By the value that was given: what is shared is made and walked once.
   std::unordered_map<ValueId, std::optional<ValueTree::Text>> latin1_texts_;
   std::unordered_map<ValueId, std::vector<ValueId>> given_pairs_;

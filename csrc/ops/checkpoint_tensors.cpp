@@ -5,10 +5,13 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
+#include <string_view>
 #include <tuple>
 #include <utility>
 
 #include "format/checkpoint_files.h"
+#include "ops/composed_tensors.h"
 #include "ops/node_values.h"
 
 namespace ckpt_streamer::ops {
@@ -61,6 +64,54 @@ at::ScalarType scalar_type_of(format::DType dtype) {
       return at::kFloat8_e8m0fnu;
     case DType::kFloat4E2M1FNX2:
       return at::kFloat4_e2m1fn_x2;
+    case DType::kInt1:
+      return at::kInt1;
+    case DType::kInt2:
+      return at::kInt2;
+    case DType::kInt3:
+      return at::kInt3;
+    case DType::kInt4:
+      return at::kInt4;
+    case DType::kInt5:
+      return at::kInt5;
+    case DType::kInt6:
+      return at::kInt6;
+    case DType::kInt7:
+      return at::kInt7;
+    case DType::kUInt1:
+      return at::kUInt1;
+    case DType::kUInt2:
+      return at::kUInt2;
+    case DType::kUInt3:
+      return at::kUInt3;
+    case DType::kUInt4:
+      return at::kUInt4;
+    case DType::kUInt5:
+      return at::kUInt5;
+    case DType::kUInt6:
+      return at::kUInt6;
+    case DType::kUInt7:
+      return at::kUInt7;
+    case DType::kBits1x8:
+      return at::kBits1x8;
+    case DType::kBits2x4:
+      return at::kBits2x4;
+    case DType::kBits4x2:
+      return at::kBits4x2;
+    case DType::kBits8:
+      return at::kBits8;
+    case DType::kBits16:
+      return at::kBits16;
+    case DType::kQInt8:
+      return at::kQInt8;
+    case DType::kQUInt8:
+      return at::kQUInt8;
+    case DType::kQInt32:
+      return at::kQInt32;
+    case DType::kQUInt4x2:
+      return at::kQUInt4x2;
+    case DType::kQUInt2x4:
+      return at::kQUInt2x4;
   }
   TORCH_INTERNAL_ASSERT(false, "a DType without a torch dtype");
 }
@@ -105,9 +156,11 @@ void CheckpointTensors::sort_in_file_order(std::vector<uint32_t>& slots) const {
     if (range.empty()) {
       return Begin{0, 0, 0};
     }
-    const format::StorageRecord& storage =
-        index_.storages[tensor.storage_index];
-    return Begin{storage.file_index, storage.file_range.begin, range.begin};
+    const uint64_t storage_begin =
+        tensor.storage_index == format::kNoStorage
+            ? range.begin
+            : index_.storages[tensor.storage_index].file_range.begin;
+    return Begin{index_.file_index(tensor), storage_begin, range.begin};
   };
   const auto is_before = [&](uint32_t left, uint32_t right) {
     return begin_of(left) < begin_of(right);
@@ -118,11 +171,35 @@ void CheckpointTensors::sort_in_file_order(std::vector<uint32_t>& slots) const {
 }
 
 uint64_t CheckpointTensors::mapping_begin(uint32_t tensor_index) const {
-  const uint32_t storage = index_.tensors[tensor_index].storage_index;
-  return files_.mapping(index_.storages[storage].file_index)->addresses().begin;
+  return files_.mapping(index_.file_index(index_.tensors[tensor_index]))
+      ->addresses()
+      .begin;
 }
 
 ByteRange CheckpointTensors::span(uint32_t tensor_index) const {
+  const format::TensorRecord& tensor = index_.tensors[tensor_index];
+  if (tensor.storage_index != format::kNoStorage) {
+    return span_of_view(tensor_index);
+  }
+  ByteRange mapped;
+  ByteRange copied;
+  for (const uint32_t part : index_.components(tensor)) {
+    if (part == format::kNoTensor) {
+      continue;
+    }
+    const ByteRange range = span_of_view(part);
+    ByteRange& hull = pieces_.piece_of(part).is_copy ? copied : mapped;
+    if (hull.empty()) {
+      hull = range;
+    } else if (!range.empty()) {
+      hull.begin = std::min(hull.begin, range.begin);
+      hull.end = std::max(hull.end, range.end);
+    }
+  }
+  return mapped.empty() ? copied : mapped;
+}
+
+ByteRange CheckpointTensors::span_of_view(uint32_t tensor_index) const {
   ByteRange range = index_.file_range(index_.tensors[tensor_index]);
   if (range.empty()) {
     return {};
@@ -198,19 +275,7 @@ c10::Storage CheckpointTensors::storage(
 
 at::Tensor CheckpointTensors::tensor(uint32_t tensor_index) const {
   const format::TensorRecord& record = index_.tensors[tensor_index];
-  const format::MemoryPiece piece = pieces_.piece_of(tensor_index);
-  // Elements in front of the piece are not in its storage.
-  const uint64_t skipped_elements =
-      (piece.file_range.begin -
-       index_.storages[record.storage_index].file_range.begin) /
-      format::item_size_bytes(record.dtype);
-  at::Tensor tensor =
-      at::empty({0}, at::TensorOptions().dtype(scalar_type_of(record.dtype)));
-  tensor.set_(
-      storage(record.storage_index, piece),
-      static_cast<int64_t>(record.storage_offset_elements - skipped_elements),
-      index_.sizes(record),
-      index_.strides(record));
+  at::Tensor tensor = without_grad(tensor_index);
   if (record.requires_grad) {
     tensor.set_requires_grad(true);
   }
@@ -222,6 +287,101 @@ c10::IValue CheckpointTensors::value(format::NodeId node) const {
   return tree.kind(node) == format::NodeKind::kTensor
              ? c10::IValue(tensor(tree.tensor_index(node)))
              : value_of(tree, node);
+}
+
+at::Tensor CheckpointTensors::without_grad(uint32_t tensor_index) const {
+  const format::TensorRecord& record = index_.tensors[tensor_index];
+  const auto part = [this](uint32_t part_index) {
+    return part_index == format::kNoTensor ? at::Tensor()
+                                           : view(part_index, {});
+  };
+  switch (record.kind) {
+    case format::TensorKind::kStrided:
+      return view(tensor_index, {});
+    case format::TensorKind::kQuantized: {
+      const auto& quantizer = index_.quantized[record.detail_index];
+      return view(
+          tensor_index,
+          empty_quantized(
+              quantizer,
+              part(quantizer.scales),
+              part(quantizer.zero_points),
+              scalar_type_of(record.dtype)));
+    }
+    case format::TensorKind::kSparse: {
+      const auto& sparse = index_.sparse[record.detail_index];
+      return make_sparse(
+          sparse,
+          index_.sizes(record),
+          part(sparse.indices),
+          part(sparse.plain_indices),
+          part(sparse.values),
+          index_.files[index_.file_index(record)].path);
+    }
+    case format::TensorKind::kNested: {
+      const auto& nested = index_.nested[record.detail_index];
+      return make_nested(
+          part(nested.buffer),
+          part(nested.sizes),
+          part(nested.strides),
+          part(nested.offsets),
+          index_.files[index_.file_index(record)].path);
+    }
+    case format::TensorKind::kMeta:
+      return at::empty_strided(
+          index_.sizes(record),
+          index_.strides(record),
+          at::TensorOptions()
+              .dtype(scalar_type_of(record.dtype))
+              .device(at::kMeta));
+    case format::TensorKind::kArray: {
+      const auto& array = index_.arrays[record.detail_index];
+      const std::string_view bytes = index_.values.array(array.array).bytes;
+      const at::Tensor copy = at::empty_strided(
+          index_.sizes(record),
+          index_.strides(record),
+          at::TensorOptions().dtype(scalar_type_of(array.dtype)));
+      if (!bytes.empty()) {
+        std::memcpy(copy.mutable_data_ptr(), bytes.data(), bytes.size());
+      }
+      return copy.to(scalar_type_of(record.dtype));
+    }
+    case format::TensorKind::kUninitialized:
+      return at::empty(
+          {0},
+          at::TensorOptions().dtype(scalar_type_of(record.dtype)));
+  }
+  TORCH_INTERNAL_ASSERT(false, "a TensorKind that is not made");
+}
+
+at::Tensor CheckpointTensors::view(uint32_t tensor_index, at::Tensor empty)
+    const {
+  const format::TensorRecord& record = index_.tensors[tensor_index];
+  const format::MemoryPiece piece = pieces_.piece_of(tensor_index);
+  // Elements in front of the piece are not in its storage.
+  const uint64_t skipped_elements =
+      (piece.file_range.begin -
+       index_.storages[record.storage_index].file_range.begin) /
+      format::item_size_bytes(record.dtype) *
+      format::elements_per_item(record.dtype);
+  at::Tensor tensor =
+      empty.defined()
+          ? std::move(empty)
+          : at::empty(
+                {0},
+                at::TensorOptions().dtype(scalar_type_of(record.dtype)));
+  tensor.set_(
+      storage(record.storage_index, piece),
+      static_cast<int64_t>(record.storage_offset_elements - skipped_elements),
+      index_.sizes(record),
+      index_.strides(record));
+  if (record.is_conjugate) {
+    tensor._set_conj(true);
+  }
+  if (record.is_negative) {
+    tensor._set_neg(true);
+  }
+  return tensor;
 }
 
 }  // namespace ckpt_streamer::ops

@@ -41,10 +41,15 @@ class CheckpointTensors final {
     return index_;
   }
 
-  // A view of the record's storage; its nbytes() is the record's. Tensors of
-  // one record share one storage as long as one of them lives; made again
-  // later, they share its memory. The storage holds the mapping, so a tensor
-  // outlives this. Writing to it is copy-on-write and never reaches the file.
+  // What torch.load makes, but for the class: a parameter or another subclass
+  // is a plain tensor. Mostly a view of the record's storage; its nbytes() is
+  // the record's. What a sparse or nested tensor is made of are such views, a
+  // quantized tensor is one.
+  //
+  // Tensors of one record share one storage as long as one of them lives; made
+  // again later, they share its memory. The storage holds the mapping, so a
+  // tensor outlives this. Writing to it is copy-on-write and never reaches the
+  // file.
   //
   // A record that is not aligned to the elements of all its tensors is read
   // into memory of its own when the first of its tensors is made, and that
@@ -54,7 +59,8 @@ class CheckpointTensors final {
   // more than they span (format/memory_pieces.h).
   // REQUIRES: tensor_index < index().tensors.size().
   // THROWS: CheckpointError Corrupt when a record to be read is no longer
-  // there, Io when it cannot be.
+  // there, Io when it cannot be; Corrupt for a sparse or nested tensor whose
+  // data contradicts it, which is read for that.
   [[nodiscard]] at::Tensor tensor(uint32_t tensor_index) const;
 
   // A tensor, or as value_of() gives it (see node_values.h).
@@ -69,8 +75,9 @@ class CheckpointTensors final {
   // The addresses that the tensor's elements span. Of one that is copied,
   // addresses where nothing is ever mapped, as many as bytes are copied with it
   // and the same for all that share the copy: they count when windows are cut,
-  // and have no pages.
-  // REQUIRES: as tensor().
+  // and have no pages. Of one that is made of others, all that lies between
+  // their first and their last address; those that are copied beside others
+  // that are not do not count. REQUIRES: as tensor().
   [[nodiscard]] ByteRange span(uint32_t tensor_index) const;
 
   // Where its first element is mapped, or would be if it were not copied; 0 for
@@ -91,7 +98,14 @@ class CheckpointTensors final {
  private:
   using ByteCount = std::atomic<uint64_t>;
 
+  // REQUIRES: a tensor with bytes in the file.
   [[nodiscard]] uint64_t mapping_begin(uint32_t tensor_index) const;
+  // REQUIRES: a tensor with a storage.
+  [[nodiscard]] ByteRange span_of_view(uint32_t tensor_index) const;
+  [[nodiscard]] at::Tensor without_grad(uint32_t tensor_index) const;
+  // Sets `empty`, or a plain tensor when it is undefined, to its storage.
+  // REQUIRES: as span_of_view().
+  [[nodiscard]] at::Tensor view(uint32_t tensor_index, at::Tensor empty) const;
   [[nodiscard]] c10::Storage storage(
       uint32_t storage_index,
       const format::MemoryPiece& piece) const;

@@ -102,7 +102,8 @@ class ValueShower {
       case NodeKind::kTensor: {
         const format::ObjectNode object = tree_.object(id);
         const std::string text = "T" + std::to_string(tree_.tensor_index(id));
-        return object.type_name == "torch.Tensor"
+        return object.type_name == "torch.Tensor" &&
+                       object.state == format::kNoNode
                    ? text
                    : text + "<" + std::string(object.type_name) + ">" +
                          parts(object, false);

@@ -33,6 +33,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 PLATFORM = "macos" if sys.platform == "darwin" else "linux"
 SOURCES = [
+    "csrc/base/crc32.cpp",
     "csrc/base/error.cpp",
     "csrc/os/file_posix.cpp",
     "csrc/os/mapped_file_posix.cpp",
@@ -40,6 +41,7 @@ SOURCES = [
     f"csrc/os/threads_{PLATFORM}.cpp",
     "csrc/format/checkpoint_files.cpp",
     "csrc/format/checkpoint_index.cpp",
+    "csrc/format/checksums.cpp",
     "csrc/format/flat_walk.cpp",
     "csrc/format/json.cpp",
     "csrc/format/known_formats.cpp",
@@ -94,6 +96,7 @@ SOURCES = [
     "csrc/ops/storage_holders.cpp",
     "csrc/ops/stream_handle.cpp",
     "csrc/ops/tensor_memory.cpp",
+    "csrc/ops/verified_records.cpp",
     "csrc/ops/window_handle.cpp",
 ]
 HEADERS = sorted(str(path) for path in Path("csrc").glob("*/*.h"))

@@ -239,8 +239,10 @@ void CheckpointIndex::append(CheckpointIndex&& other) {
   }
   const auto first_file = static_cast<uint32_t>(files.size());
   const auto first_tensor = static_cast<uint32_t>(tensors.size());
-  for (StorageRecord& storage : other.storages) {
-    storage.file_index += first_file;
+  for (auto* records : {&other.storages, &other.read_records}) {
+    for (StorageRecord& record : *records) {
+      record.file_index += first_file;
+    }
   }
   for (TensorRecord& tensor : other.tensors) {
     tensor.dims_begin += dims.size();
@@ -279,6 +281,7 @@ void CheckpointIndex::append(CheckpointIndex&& other) {
     std::move(from.begin(), from.end(), std::back_inserter(to));
   };
   move_behind(storages, other.storages);
+  move_behind(read_records, other.read_records);
   move_behind(tensors, other.tensors);
   move_behind(quantized, other.quantized);
   move_behind(sparse, other.sparse);

@@ -112,6 +112,8 @@ struct StorageRecord {
   std::string name;
   ByteRange file_range;     // absolute; [begin, end) lies inside the file
   uint32_t file_index = 0;  // in CheckpointIndex::files
+  // Of its bytes; none where the file keeps none (base/crc32.h).
+  std::optional<uint32_t> crc32 = {};
 };
 
 inline constexpr uint32_t kNoStorage = 0xFFFFFFFF;
@@ -208,6 +210,9 @@ struct CheckpointIndex {
   // Of the index of shards through which the files were found; those of the
   // files themselves are with them.
   std::vector<MetadataEntry> metadata;
+  // What the rest was read from, where that is records with checksums of their
+  // own: an archive's pickles.
+  std::vector<StorageRecord> read_records;
   std::vector<StorageRecord> storages;
   std::vector<TensorRecord> tensors;  // those that others are made of, too
   std::vector<QuantizedRecord> quantized;

@@ -84,7 +84,8 @@ StoragePart PickleStorages::part_of(ValueId id, uint64_t file_offset) {
     }
     known.index = static_cast<uint32_t>(index_.storages.size());
     known.dtype = type.dtype;
-    index_.storages.push_back({std::string(found->name), found->file_range});
+    index_.storages.push_back(
+        {std::string(found->name), found->file_range, 0, found->crc32});
   }
   // torch.save refuses two types for the same data, and torch.load would take
   // whichever comes first. Without bytes there is nothing to disagree on.

@@ -29,6 +29,8 @@ struct FoundStorage {
   // The part of it that the key stands for; all of it but for views of storages
   // (torch_legacy.h). Inside file_range.
   ByteRange view_range;
+  // Of the bytes of file_range; none where the file keeps none.
+  std::optional<uint32_t> crc32 = {};
 };
 
 class StorageLookup {

@@ -52,6 +52,14 @@ PickleTree load_pickle(
   return PickleTree::load(source, entry.data_range.size_bytes(), origin);
 }
 
+StorageRecord record_of(const ZipDirectory& directory, const ZipEntry& entry) {
+  return {
+      std::string(entry.name),
+      entry.data_range,
+      0,
+      directory.checksum_of(entry)};
+}
+
 void check_archive(
     const ByteSource& source,
     const ZipDirectory& directory,

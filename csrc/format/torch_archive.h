@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/byte_source.h"
+#include "format/checkpoint_index.h"
 #include "format/pickle_machine.h"
 #include "format/zip_directory.h"
 
@@ -24,6 +25,11 @@ namespace ckpt_streamer::format {
     const ByteSource& source,
     const ZipEntry& entry,
     const PickleOrigin& origin);
+
+// The record as an index keeps it.
+[[nodiscard]] StorageRecord record_of(
+    const ZipDirectory& directory,
+    const ZipEntry& entry);
 
 // Looks at <prefix>/byteorder and <prefix>/version, if they are there.
 // THROWS: CheckpointError Unsupported for big-endian archives and for later

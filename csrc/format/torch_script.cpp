@@ -34,6 +34,7 @@ void append_archive(
       entry->data_range.begin};
   const PickleTree tree = load_pickle(source, *entry, origin);
   ZipStorages storages(directory, prefix + "/" + name + "/", source.path());
+  index.read_records.push_back(record_of(directory, *entry));
   append_tensors(
       {tree,
        origin,

@@ -41,6 +41,7 @@ CheckpointIndex read_torch_zip(
   const PickleTree tree = load_pickle(source, *entry, origin);
   ZipStorages storages(directory, prefix + "/data/", source.path());
   CheckpointIndex index;
+  index.read_records.push_back(record_of(directory, *entry));
   append_tensors(
       {tree, origin, entry->data_range.size_bytes()},
       storages,

@@ -447,6 +447,7 @@ ZipDirectory ZipDirectory::read(const ByteSource& source) {
   names.reserve(directory.entries_.size());
   for (const ZipEntry& entry : directory.entries_) {
     names.push_back(entry.name);
+    directory.has_checksums_ |= entry.crc32 != 0;
   }
   directory.index_ = NameIndex(std::move(names));
   if (const auto& duplicate = directory.index_.duplicate()) {
@@ -463,6 +464,12 @@ ZipDirectory ZipDirectory::read(const ByteSource& source) {
 const ZipEntry* ZipDirectory::find(std::string_view name) const noexcept {
   const auto position = index_.find(name);
   return position.has_value() ? &entries_[*position] : nullptr;
+}
+
+std::optional<uint32_t> ZipDirectory::checksum_of(
+    const ZipEntry& entry) const noexcept {
+  return has_checksums_ && entry.is_stored() ? std::optional(entry.crc32)
+                                             : std::nullopt;
 }
 
 void ZipDirectory::parse_entries(

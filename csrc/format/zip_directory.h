@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -29,7 +30,7 @@ struct ZipEntry {
   uint64_t uncompressed_size_bytes = 0;
   uint64_t local_header_offset = 0;
   ByteRange data_range;  // absolute, of the bytes as stored in the file
-  uint32_t crc32 = 0;    // of the uncompressed bytes; not verified
+  uint32_t crc32 = 0;    // of the uncompressed bytes; not verified here
   uint16_t method = 0;
   uint16_t flags = 0;
 
@@ -59,6 +60,13 @@ class ZipDirectory {
   // directory.
   [[nodiscard]] const ZipEntry* find(std::string_view name) const noexcept;
 
+  // The CRC-32 of the entry's bytes as they are in the file. None if they are
+  // compressed, and none in an archive where all are 0: torch.save writes so
+  // with torch.serialization.set_crc32_options(False).
+  // REQUIRES: the entry is one of this directory.
+  [[nodiscard]] std::optional<uint32_t> checksum_of(
+      const ZipEntry& entry) const noexcept;
+
  private:
   ZipDirectory() = default;
 
@@ -71,6 +79,7 @@ class ZipDirectory {
   std::unique_ptr<char[]> names_;  // of the entries, one behind the other
   std::vector<ZipEntry> entries_;
   NameIndex index_;  // of the names
+  bool has_checksums_ = false;
 };
 
 }  // namespace ckpt_streamer::format

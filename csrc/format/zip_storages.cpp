@@ -36,7 +36,8 @@ std::optional<FoundStorage> ZipStorages::find(
       static_cast<uint32_t>(number),
       entry->name,
       entry->data_range,
-      entry->data_range};
+      entry->data_range,
+      directory_.checksum_of(*entry)};
 }
 
 std::string ZipStorages::expected_text(std::string_view key) const {

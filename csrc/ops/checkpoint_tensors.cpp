@@ -124,22 +124,32 @@ constexpr uint64_t kNowhere = uint64_t{1} << 63;
 
 CheckpointTensors::CheckpointTensors(
     const std::string& path,
-    uint64_t memory_limit_bytes)
+    uint64_t memory_limit_bytes,
+    Verify verify)
     : index_(format::read_checkpoint(path, files_)),
       pieces_(index_, memory_limit_bytes),
       live_storages_(std::make_shared<LiveStorages>(pieces_.count())),
       copied_bytes_(std::make_shared<ByteCount>(0)) {
-  files_.map(index_.files);
+  map_files(memory_limit_bytes, verify);
 }
 
 CheckpointTensors::CheckpointTensors(
     std::span<const std::string> paths,
-    uint64_t memory_limit_bytes)
+    uint64_t memory_limit_bytes,
+    Verify verify)
     : index_(format::read_checkpoint(paths, files_)),
       pieces_(index_, memory_limit_bytes),
       live_storages_(std::make_shared<LiveStorages>(pieces_.count())),
       copied_bytes_(std::make_shared<ByteCount>(0)) {
+  map_files(memory_limit_bytes, verify);
+}
+
+void CheckpointTensors::map_files(uint64_t memory_limit_bytes, Verify verify) {
   files_.map(index_.files);
+  if (verify == Verify::kYes) {
+    verified_ =
+        std::make_unique<VerifiedRecords>(index_, files_, memory_limit_bytes);
+  }
 }
 
 CheckpointTensors::~CheckpointTensors() {
@@ -251,6 +261,9 @@ c10::DataPtr CheckpointTensors::copy(
 c10::Storage CheckpointTensors::storage(
     uint32_t storage_index,
     const format::MemoryPiece& piece) const {
+  if (verified_ != nullptr) {
+    verified_->check(storage_index);
+  }
   if (c10::Storage alive = live_storages_->find(piece.number)) {
     return alive;
   }

@@ -20,8 +20,11 @@
 #include "format/memory_pieces.h"
 #include "ops/live_storages.h"
 #include "ops/mapped_files.h"
+#include "ops/verified_records.h"
 
 namespace ckpt_streamer::ops {
+
+enum class Verify : bool { kNo, kYes };
 
 class CheckpointTensors final {
  public:
@@ -29,10 +32,20 @@ class CheckpointTensors final {
   // stream (see format/checkpoint_files.h); no tensor's bytes. The limit is
   // that of what is copied as one, see tensor(). THROWS: CheckpointError for a
   // file that cannot be opened or read.
-  CheckpointTensors(const std::string& path, uint64_t memory_limit_bytes);
+  //
+  // With Verify::kYes, records are held against their files' checksums: those
+  // that the index was read from now, others before tensor() first returns one
+  // of their tensors.
+  // THROWS: Unsupported for a file without checksums, Corrupt for a record that
+  // is not what its checksum says.
+  CheckpointTensors(
+      const std::string& path,
+      uint64_t memory_limit_bytes,
+      Verify verify = Verify::kNo);
   CheckpointTensors(
       std::span<const std::string> paths,
-      uint64_t memory_limit_bytes);
+      uint64_t memory_limit_bytes,
+      Verify verify = Verify::kNo);
   ~CheckpointTensors();
   CheckpointTensors(const CheckpointTensors&) = delete;
   CheckpointTensors& operator=(const CheckpointTensors&) = delete;
@@ -58,9 +71,9 @@ class CheckpointTensors final {
   // limit, only the tensors that overlap share a storage, which then holds no
   // more than they span (format/memory_pieces.h).
   // REQUIRES: tensor_index < index().tensors.size().
-  // THROWS: CheckpointError Corrupt when a record to be read is no longer
-  // there, Io when it cannot be; Corrupt for a sparse or nested tensor whose
-  // data contradicts it, which is read for that.
+  // THROWS: CheckpointError Corrupt when a record to be read is no longer there
+  // or not what its checksum says, Io when it cannot be; Corrupt for a sparse
+  // or nested tensor whose data contradicts it, which is read for that.
   [[nodiscard]] at::Tensor tensor(uint32_t tensor_index) const;
 
   // A tensor, or as value_of() gives it (see node_values.h).
@@ -98,6 +111,7 @@ class CheckpointTensors final {
  private:
   using ByteCount = std::atomic<uint64_t>;
 
+  void map_files(uint64_t memory_limit_bytes, Verify verify);
   // REQUIRES: a tensor with bytes in the file.
   [[nodiscard]] uint64_t mapping_begin(uint32_t tensor_index) const;
   // REQUIRES: a tensor with a storage.
@@ -118,6 +132,7 @@ class CheckpointTensors final {
   const format::MemoryPieces pieces_;
   const std::shared_ptr<LiveStorages> live_storages_;
   const std::shared_ptr<ByteCount> copied_bytes_;
+  std::unique_ptr<VerifiedRecords> verified_;  // null without Verify::kYes
 };
 
 }  // namespace ckpt_streamer::ops

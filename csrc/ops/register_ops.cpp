@@ -88,16 +88,18 @@ TORCH_LIBRARY(ckpt_streamer, library) {
 
   // A checkpoint file, or the index of a sharded one, read without Python and
   // without executing anything in it. With a dtype, floating-point tensors are
-  // converted to it on their way (see ops/conversion.h).
+  // converted to it on their way (see ops/conversion.h). With verify, records
+  // are held against their checksums before a tensor of them is returned.
   library.def(
-      "open(str path, int memory_limit_bytes, *, ScalarType? dtype=None) -> "
+      "open(str path, int memory_limit_bytes, *, ScalarType? dtype=None, "
+      "bool verify=False) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open);
 
   // Several files as one stream, in that order.
   library.def(
       "open.paths(str[] paths, int memory_limit_bytes, *, "
-      "ScalarType? dtype=None) -> "
+      "ScalarType? dtype=None, bool verify=False) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open_files);
 

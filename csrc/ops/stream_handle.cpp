@@ -137,14 +137,16 @@ void StreamHandle::warn_if_not_held() {
 c10::intrusive_ptr<StreamHandle> open(
     const std::string& path,
     int64_t memory_limit_bytes,
-    std::optional<at::ScalarType> dtype) {
+    std::optional<at::ScalarType> dtype,
+    bool verify) {
   checked_limit(memory_limit_bytes);  // before any I/O
   Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
         std::make_unique<FileSource>(std::make_shared<const CheckpointTensors>(
             path,
-            checked_limit(memory_limit_bytes))),
+            checked_limit(memory_limit_bytes),
+            verify ? Verify::kYes : Verify::kNo)),
         memory_limit_bytes,
         std::move(conversion));
   });
@@ -153,14 +155,16 @@ c10::intrusive_ptr<StreamHandle> open(
 c10::intrusive_ptr<StreamHandle> open_files(
     const std::vector<std::string>& paths,
     int64_t memory_limit_bytes,
-    std::optional<at::ScalarType> dtype) {
+    std::optional<at::ScalarType> dtype,
+    bool verify) {
   checked_limit(memory_limit_bytes);  // before any I/O
   Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
         std::make_unique<FileSource>(std::make_shared<const CheckpointTensors>(
             std::span(paths),
-            checked_limit(memory_limit_bytes))),
+            checked_limit(memory_limit_bytes),
+            verify ? Verify::kYes : Verify::kNo)),
         memory_limit_bytes,
         std::move(conversion));
   });

@@ -41,7 +41,8 @@ class StreamHandle final : public torch::CustomClassHolder {
   // by '.'. The tensor is a view: see CheckpointTensors::tensor(); from a dict
   // it is the dict's own. If it was converted, see Conversion.
   // THROWS: c10::IndexError past the end; c10::ValueError when the file has
-  // shrunk since it was opened (looked at once a window).
+  // shrunk since it was opened (looked at once a window), or when a record is
+  // not what its checksum says and the stream verifies.
   std::tuple<std::string, at::Tensor> next();
 
   // All memory held for yielded tensors goes back now. Idempotent; tensors stay
@@ -89,18 +90,20 @@ class StreamHandle final : public torch::CustomClassHolder {
 };
 
 // torch.ops.ckpt_streamer.open(str path, int memory_limit_bytes, *,
-//     ScalarType? dtype=None)
+//     ScalarType? dtype=None, bool verify=False)
 c10::intrusive_ptr<StreamHandle> open(
     const std::string& path,
     int64_t memory_limit_bytes,
-    std::optional<at::ScalarType> dtype);
+    std::optional<at::ScalarType> dtype,
+    bool verify);
 
 // torch.ops.ckpt_streamer.open(str[] paths, int memory_limit_bytes, *,
-//     ScalarType? dtype=None)
+//     ScalarType? dtype=None, bool verify=False)
 c10::intrusive_ptr<StreamHandle> open_files(
     const std::vector<std::string>& paths,
     int64_t memory_limit_bytes,
-    std::optional<at::ScalarType> dtype);
+    std::optional<at::ScalarType> dtype,
+    bool verify);
 
 // torch.ops.ckpt_streamer.stream(Dict(str, Tensor), int memory_limit_bytes, *,
 //     ScalarType? dtype=None)

@@ -75,6 +75,7 @@ struct ZipRecord {
   std::optional<uint32_t> central_size = {};
   std::optional<uint32_t> compressed_size = {};
   std::optional<uint32_t> local_offset = {};
+  uint32_t crc = 0;
 };
 
 struct ZipOptions {
@@ -118,7 +119,7 @@ inline std::string build_zip(
     directory +=
         "PK\x01\x02" + little_endian(20, 2) + little_endian(20, 2) +
         little_endian(record.flags, 2) + little_endian(record.method, 2) +
-        little_endian(0, 4 + 4) +
+        little_endian(0, 4) + little_endian(record.crc, 4) +
         little_endian(wide ? kAllOnes : compressed_size, 4) +
         little_endian(wide ? kAllOnes : size, 4) +
         little_endian(record.name.size(), 2) + little_endian(extra.size(), 2) +

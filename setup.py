@@ -33,6 +33,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 PLATFORM = "macos" if sys.platform == "darwin" else "linux"
 SOURCES = [
+    "csrc/base/bfloat16.cpp",
     "csrc/base/crc32.cpp",
     "csrc/base/error.cpp",
     "csrc/os/file_posix.cpp",
@@ -95,6 +96,7 @@ SOURCES = [
     "csrc/ops/slot_list.cpp",
     "csrc/ops/storage_holders.cpp",
     "csrc/ops/stream_handle.cpp",
+    "csrc/ops/strided_view.cpp",
     "csrc/ops/tensor_memory.cpp",
     "csrc/ops/verified_records.cpp",
     "csrc/ops/window_handle.cpp",

@@ -13,6 +13,7 @@
 #include "format/checkpoint_files.h"
 #include "ops/composed_tensors.h"
 #include "ops/node_values.h"
+#include "ops/strided_view.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -377,17 +378,23 @@ at::Tensor CheckpointTensors::view(uint32_t tensor_index, at::Tensor empty)
        index_.storages[record.storage_index].file_range.begin) /
       format::item_size_bytes(record.dtype) *
       format::elements_per_item(record.dtype);
-  at::Tensor tensor =
-      empty.defined()
-          ? std::move(empty)
-          : at::empty(
-                {0},
-                at::TensorOptions().dtype(scalar_type_of(record.dtype)));
-  tensor.set_(
-      storage(record.storage_index, piece),
-      static_cast<int64_t>(record.storage_offset_elements - skipped_elements),
-      index_.sizes(record),
-      index_.strides(record));
+  const auto storage_offset =
+      static_cast<int64_t>(record.storage_offset_elements - skipped_elements);
+  at::Tensor tensor = std::move(empty);
+  if (tensor.defined()) {
+    tensor.set_(
+        storage(record.storage_index, piece),
+        storage_offset,
+        index_.sizes(record),
+        index_.strides(record));
+  } else {
+    tensor = strided_view(
+        storage(record.storage_index, piece),
+        scalar_type_of(record.dtype),
+        storage_offset,
+        index_.sizes(record),
+        index_.strides(record));
+  }
   if (record.is_conjugate) {
     tensor._set_conj(true);
   }

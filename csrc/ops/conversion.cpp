@@ -1,19 +1,26 @@
 #include "ops/conversion.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/TensorIterator.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/copy_ops.h>
 #include <c10/util/Exception.h>
 
+#include <cstring>
 #include <utility>
 
+#include "base/bfloat16.h"
 #include "ops/piecewise_copy.h"
+#include "ops/strided_view.h"
 
 namespace ckpt_streamer::ops {
 namespace {
 
 // Two numbers to an element: nothing converts from or to it.
 constexpr at::ScalarType kPacked = at::kFloat4_e2m1fn_x2;
+
+// torch shares out more elements among threads.
+constexpr int64_t kMostForOneThread = at::internal::GRAIN_SIZE;
 
 at::Tensor empty_dense(
     c10::IntArrayRef sizes,
@@ -30,13 +37,87 @@ at::Tensor convert_any(const at::Tensor& tensor, at::ScalarType dtype) {
 
 // Without the dispatcher's upper layers: what is wanted is neither recorded,
 // nor traced, nor seen by a mode.
-at::Tensor convert_dense(const at::Tensor& tensor, at::ScalarType dtype) {
-  at::Tensor made = empty_dense(tensor.sizes(), tensor.strides(), dtype);
+void copy(at::Tensor& destination, const at::Tensor& source) {
   at::_ops::copy_::redispatch(
       c10::DispatchKeySet(c10::DispatchKey::CPU),
-      made,
-      tensor,
+      destination,
+      source,
       /*non_blocking=*/false);
+}
+
+void round_to_bfloat16(
+    at::Tensor& destination,
+    const at::Tensor& source,
+    uint16_t nan) {
+  ckpt_streamer::round_to_bfloat16(
+      {static_cast<const uint32_t*>(source.const_data_ptr()),
+       static_cast<size_t>(source.numel())},
+      nan,
+      static_cast<uint16_t*>(destination.mutable_data_ptr()));
+}
+
+// What NaNs become when torch converts float32 to bfloat16 here, provided that
+// it does with all other numbers what round_to_bfloat16() does, at any place of
+// a tensor. How it rounds depends on the processor; that is tried, with every
+// upper half of a number and lower halves on all sides of a tie.
+std::optional<uint16_t> find_nan_of_torch() {
+  constexpr int64_t kUpperHalves = 65536;
+  constexpr int64_t kLongestTail = 64;
+  at::Tensor numbers(at::detail::empty_cpu({kUpperHalves}, at::kFloat));
+  at::Tensor theirs(at::detail::empty_cpu({kUpperHalves}, at::kBFloat16));
+  at::Tensor ours(at::detail::empty_cpu({kUpperHalves}, at::kBFloat16));
+  auto* const bits = static_cast<uint32_t*>(numbers.mutable_data_ptr());
+  const auto* const rounded =
+      static_cast<const uint16_t*>(theirs.const_data_ptr());
+  bits[0] = 0x7FC00000;
+  copy(theirs, numbers);
+  const uint16_t nan = rounded[0];
+  const auto agree = [&](int64_t begin, int64_t count) {
+    at::Tensor part = theirs.narrow(0, 0, count);
+    copy(part, numbers.narrow(0, begin, count));
+    round_to_bfloat16(ours, numbers.narrow(0, begin, count), nan);
+    return std::memcmp(
+               part.const_data_ptr(),
+               ours.const_data_ptr(),
+               static_cast<size_t>(count) * sizeof(uint16_t)) == 0;
+  };
+  for (const uint32_t lower :
+       {0x0U, 0x1U, 0x7FFFU, 0x8000U, 0x8001U, 0xFFFFU}) {
+    for (uint32_t upper = 0; upper < kUpperHalves; ++upper) {
+      bits[upper] = upper << 16 | lower;
+    }
+    bool is_same = true;
+    // No more than a thread's share at once.
+    for (int64_t begin = 0; begin < kUpperHalves; begin += kMostForOneThread) {
+      is_same = is_same && agree(begin, kMostForOneThread);
+    }
+    constexpr int64_t kSomeNaNs = 0x7F7F;
+    for (int64_t count = 1; count <= kLongestTail; ++count) {
+      is_same = is_same && agree(kSomeNaNs, count);
+    }
+    if (!is_same) {
+      return std::nullopt;
+    }
+  }
+  return nan;
+}
+
+at::Tensor convert_dense(const at::Tensor& tensor, at::ScalarType dtype) {
+  at::Tensor made =
+      tensor.is_contiguous()
+          ? at::Tensor(at::detail::empty_cpu(tensor.sizes(), dtype))
+          : empty_dense(tensor.sizes(), tensor.strides(), dtype);
+  // What most checkpoints of small tensors are converted from and to, without
+  // the cost of a call of torch's.
+  if (tensor.scalar_type() == at::kFloat && dtype == at::kBFloat16 &&
+      tensor.numel() <= kMostForOneThread) {
+    static const std::optional<uint16_t> nan = find_nan_of_torch();
+    if (nan.has_value()) {
+      round_to_bfloat16(made, tensor, *nan);
+      return made;
+    }
+  }
+  copy(made, tensor);
   return made;
 }
 
@@ -132,14 +213,12 @@ at::Tensor Conversion::find_made(const at::Tensor& tensor, uint64_t begin) {
       continue;
     }
     if (auto storage = made.storage.lock()) {
-      at::Tensor twin = at::detail::make_tensor<c10::TensorImpl>(
+      return strided_view(
           c10::Storage(std::move(storage)),
-          c10::DispatchKeySet(c10::DispatchKey::CPU),
-          c10::scalarTypeToTypeMeta(*dtype_));
-      twin.unsafeGetTensorImpl()->set_sizes_and_strides(
+          *dtype_,
+          /*storage_offset=*/0,
           tensor.sizes(),
           made.strides);
-      return twin;
     }
   }
   return {};

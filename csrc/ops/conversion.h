@@ -39,10 +39,10 @@ class Conversion final {
   // `tensor` does.
   //
   // `begin`: the address of the tensor's first byte in the file's mapping, or
-  // wherever its elements come from; 0 for a tensor without memory. Identical
-  // views of one `begin`, given one after the other, share one storage as long
-  // as one of the tensors made of them lives: tied tensors are converted once
-  // and stay tied.
+  // wherever its elements come from; 0 if it is known to be tied to no other.
+  // Identical views of one `begin`, given one after the other, share one
+  // storage as long as one of the tensors made of them lives: tied tensors are
+  // converted once and stay tied.
   [[nodiscard]] at::Tensor operator()(const at::Tensor& tensor, uint64_t begin);
 
   // The same for a tensor larger than the memory limit: reads it in pieces, so

@@ -10,17 +10,41 @@
 #include "ops/other_writers.h"
 
 namespace ckpt_streamer::ops {
+namespace {
+
+// Tied tensors come one after the other, and begin where their like does.
+std::vector<bool> find_ties(const std::vector<ByteRange>& spans) {
+  std::vector<bool> may_be_tied(spans.size(), false);
+  for (size_t i = 1; i < spans.size(); ++i) {
+    if (spans[i].begin == spans[i - 1].begin) {
+      may_be_tied[i - 1] = may_be_tied[i] = true;
+    }
+  }
+  return may_be_tied;
+}
+
+}  // namespace
 
 StreamHandle::StreamHandle(
     std::unique_ptr<TensorSource> source,
     int64_t memory_limit_bytes,
     Conversion conversion)
+    : StreamHandle(
+          source->spans(),
+          std::move(source),
+          checked_limit(memory_limit_bytes),
+          std::move(conversion)) {}
+
+StreamHandle::StreamHandle(
+    std::vector<ByteRange> spans,
+    std::unique_ptr<TensorSource>&& source,
+    uint64_t memory_limit_bytes,
+    Conversion conversion)
     : source_(std::move(source)),
       conversion_(std::move(conversion)),
-      streamer_(
-          source_->spans(),
-          checked_limit(memory_limit_bytes),
-          OtherWriters()) {}
+      may_be_tied_(
+          conversion_.is_wanted() ? find_ties(spans) : std::vector<bool>()),
+      streamer_(std::move(spans), memory_limit_bytes, OtherWriters()) {}
 
 StreamHandle::~StreamHandle() {
   disown_moved(streamer_, source_->take_moved());
@@ -67,7 +91,8 @@ at::Tensor StreamHandle::tensor_at(size_t position) {
     }
     return tensor;
   }
-  const uint64_t begin = source_->source_address(position);
+  const uint64_t begin =
+      may_be_tied_[position] ? source_->source_address(position) : 0;
   return reads_in_pieces_ ? conversion_.in_pieces(tensor, begin, streamer_)
                           : conversion_(tensor, begin);
 }

@@ -69,6 +69,11 @@ class StreamHandle final : public torch::CustomClassHolder {
   int64_t peak_bytes_resident();
 
  private:
+  StreamHandle(
+      std::vector<ByteRange> spans,
+      std::unique_ptr<TensorSource>&& source,
+      uint64_t memory_limit_bytes,
+      Conversion conversion);
   at::Tensor tensor_at(size_t position);
   stream::WindowStreamer& checked_streamer();
   void enter(size_t window);
@@ -78,6 +83,9 @@ class StreamHandle final : public torch::CustomClassHolder {
   mutable std::mutex mutex_;
   std::unique_ptr<TensorSource> source_;
   Conversion conversion_;
+  // At each position, whether a neighbour begins there as well; empty without
+  // a conversion.
+  std::vector<bool> may_be_tied_;
   // After source_: releases its pages while the source still holds them.
   stream::WindowStreamer streamer_;
   size_t position_ = 0;

@@ -28,6 +28,10 @@ class NameIndex {
   [[nodiscard]] std::optional<uint32_t> find(
       std::string_view name) const noexcept;
 
+  [[nodiscard]] std::string_view name(uint32_t position) const noexcept {
+    return names_[position];
+  }
+
   // The positions (smaller first) of some pair of equal names.
   [[nodiscard]] const std::optional<std::pair<uint32_t, uint32_t>>& duplicate()
       const noexcept {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "format/name_index.h"
 #include "format/pickle_text.h"
@@ -79,6 +80,7 @@ void PickleContext::check_distinct_keys(std::span<const ValueId> entries) {
   ints_.clear();
   floats_.clear();
   nones_.clear();
+  strings_.reserve(entries.size() / 2);
   for (size_t i = 0; i < entries.size(); i += 2) {
     const ValueId key = entries[i];
     switch (tree_.kind(key)) {
@@ -121,7 +123,7 @@ void PickleContext::check_distinct_keys(std::span<const ValueId> entries) {
   check_numbers(ints_, [](int64_t value) { return std::to_string(value); });
   check_numbers(floats_, [](double value) { return float_text(value); });
   check_numbers(nones_, [](int64_t) { return std::string("None"); });
-  for (const auto* const list : {&strings_, &big_ints_}) {
+  for (std::vector<std::string_view>* const list : {&strings_, &big_ints_}) {
     const std::vector<std::string_view>& texts = *list;
     if (texts.size() <= kFewKeys) {
       for (auto text = texts.begin(); text != texts.end(); ++text) {
@@ -129,8 +131,10 @@ void PickleContext::check_distinct_keys(std::span<const ValueId> entries) {
           fail_duplicate(std::string(*text));
         }
       }
-    } else if (const NameIndex names(texts); names.duplicate().has_value()) {
-      fail_duplicate(std::string(texts[names.duplicate()->first]));
+    } else if (
+        const NameIndex names(std::move(*list));
+        names.duplicate().has_value()) {
+      fail_duplicate(std::string(names.name(names.duplicate()->first)));
     }
   }
 }

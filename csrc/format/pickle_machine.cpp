@@ -245,7 +245,7 @@ class PickleMachine {
 
   // The stack; nothing below the topmost mark can be reached.
   void push(ValueId id) {
-    stack_.push_back(id);
+    stack_.push(id);
   }
   void require(size_t count) const {
     if (stack_.size() - floor_ < count) [[unlikely]] {
@@ -255,11 +255,11 @@ class PickleMachine {
   [[noreturn]] void fail_stack(size_t expected_count) const;
   ValueId top() const {
     require(1);
-    return stack_.back();
+    return stack_[stack_.size() - 1];
   }
   ValueId pop() {
     const ValueId id = top();
-    stack_.pop_back();
+    stack_.cut(stack_.size() - 1);
     return id;
   }
   void push_mark() {
@@ -278,7 +278,7 @@ class PickleMachine {
     return begin;
   }
   std::span<const ValueId> values_from(size_t begin) const {
-    return std::span(stack_).subspan(begin);
+    return stack_.from(begin);
   }
 
   // Nodes.
@@ -322,6 +322,7 @@ class PickleMachine {
   ValueId add_global(ValueId module, ValueId name);
   ValueId add_object(ValueId callable, ValueId args);
   ValueId add_persistent(ValueId pid) {
+    ++tree_.persistent_count_;
     return add(ValueKind::kPersistent, pid, static_cast<uint32_t>(op_offset_));
   }
   // A class of TorchScript, which lives in the module __torch__.
@@ -343,7 +344,17 @@ class PickleMachine {
   void flatten_sequences();
 
   // Memo.
-  void memoize(uint64_t key);
+  void memoize(uint64_t key) {
+    // As picklers do it.
+    if (key == memo_.size() && key <= op_offset_ && sparse_memo_.empty())
+        [[likely]] {
+      memo_.push(top());
+      ++memo_count_;
+    } else {
+      memoize_elsewhere(key);
+    }
+  }
+  void memoize_elsewhere(uint64_t key);
   ValueId recall(uint64_t key) const;
 
   PickleOrigin origin_;
@@ -353,7 +364,7 @@ class PickleMachine {
   std::byte opcode_{};      // the one that runs
   uint64_t op_offset_ = 0;  // in the pickle
 
-  std::vector<ValueId> stack_;
+  IdBuffer stack_;
   std::vector<size_t> marks_;  // the floors below the topmost mark
   size_t floor_ = 0;
   std::vector<Run> runs_;
@@ -362,7 +373,7 @@ class PickleMachine {
 
   // Picklers count memo keys up from 0; a key that is too large for that goes
   // to the map, so that one opcode cannot ask for gigabytes of empty slots.
-  std::vector<ValueId> memo_;
+  IdBuffer memo_;
   std::map<uint64_t, ValueId> sparse_memo_;
   uint64_t memo_count_ = 0;
 };
@@ -404,7 +415,7 @@ void PickleMachine::step(PickleOpcode opcode) {
       }
       return;
     case k_POP_MARK:
-      stack_.resize(pop_mark());
+      stack_.cut(pop_mark());
       return;
     case k_DUP:
       return push(top());
@@ -486,13 +497,13 @@ void PickleMachine::step(PickleOpcode opcode) {
       require(count);
       const size_t begin = stack_.size() - count;
       const ValueId tuple = add_tuple(values_from(begin));
-      stack_.resize(begin);
+      stack_.cut(begin);
       return push(tuple);
     }
     case k_TUPLE: {
       const size_t begin = pop_mark();
       const ValueId tuple = add_tuple(values_from(begin));
-      stack_.resize(begin);
+      stack_.cut(begin);
       return push(tuple);
     }
     case k_EMPTY_LIST:
@@ -507,14 +518,14 @@ void PickleMachine::step(PickleOpcode opcode) {
       const ValueId container = add_container(
           opcode == k_LIST ? ValueKind::kList : ValueKind::kSet,
           values_from(begin));
-      stack_.resize(begin);
+      stack_.cut(begin);
       return push(container);
     }
     case k_DICT: {
       const size_t begin = pop_mark();
       const ValueId dict = add_container(ValueKind::kDict);
       add_entries(dict, values_from(begin));
-      stack_.resize(begin);
+      stack_.cut(begin);
       return push(dict);
     }
     case k_APPEND: {
@@ -523,7 +534,7 @@ void PickleMachine::step(PickleOpcode opcode) {
           stack_[stack_.size() - 2],
           ValueKind::kList,
           values_from(stack_.size() - 1));
-      stack_.pop_back();
+      stack_.cut(stack_.size() - 1);
       return;
     }
     case k_APPENDS:
@@ -536,13 +547,13 @@ void PickleMachine::step(PickleOpcode opcode) {
           stack_[begin - 1],
           opcode == k_APPENDS ? ValueKind::kList : ValueKind::kSet,
           values_from(begin));
-      stack_.resize(begin);
+      stack_.cut(begin);
       return;
     }
     case k_SETITEM:
       require(3);
       add_entries(stack_[stack_.size() - 3], values_from(stack_.size() - 2));
-      stack_.resize(stack_.size() - 2);
+      stack_.cut(stack_.size() - 2);
       return;
     case k_SETITEMS: {
       const size_t begin = pop_mark();
@@ -550,7 +561,7 @@ void PickleMachine::step(PickleOpcode opcode) {
         fail_op("finds no container below the mark, expected one");
       }
       add_entries(stack_[begin - 1], values_from(begin));
-      stack_.resize(begin);
+      stack_.cut(begin);
       return;
     }
 
@@ -593,7 +604,7 @@ void PickleMachine::step(PickleOpcode opcode) {
       }
       const ValueId callable = stack_[begin];
       const ValueId args = add_tuple(values_from(begin + 1));
-      stack_.resize(begin);
+      stack_.cut(begin);
       return push(add_object(callable, args));
     }
     case k_INST: {
@@ -601,7 +612,7 @@ void PickleMachine::step(PickleOpcode opcode) {
       const ValueId name = add_line(take_line());
       const size_t begin = pop_mark();
       const ValueId args = add_tuple(values_from(begin));
-      stack_.resize(begin);
+      stack_.cut(begin);
       return push(add_object(add_global(module, name), args));
     }
     case k_BUILD: {
@@ -809,9 +820,7 @@ ValueId PickleMachine::add_tuple(std::span<const ValueId> values) {
     return kEmptyTupleId;
   }
   const auto begin = static_cast<uint32_t>(tree_.pool_.size());
-  for (const ValueId value : values) {  // few; insert() is made for many
-    tree_.pool_.push_back(value);
-  }
+  tree_.pool_.append(values);
   return add(ValueKind::kTuple, begin, static_cast<uint32_t>(values.size()));
 }
 
@@ -875,10 +884,10 @@ void PickleMachine::extend(
     return;
   }
   PickleTree::Sequence& sequence = tree_.sequences_[sequence_index];
-  std::vector<ValueId>& pool = tree_.pool_;
+  IdBuffer& pool = tree_.pool_;
   const auto begin = static_cast<uint32_t>(pool.size());
   const auto count = static_cast<uint32_t>(values.size());
-  pool.insert(pool.end(), values.begin(), values.end());
+  pool.append(values);
   if (sequence.second != kNoValue) {
     Run& last = runs_[sequence.second];
     if (last.begin + last.count == begin) {
@@ -961,7 +970,7 @@ void PickleMachine::flatten_sequences() {
     for (uint32_t i = sequence.first; i != kNoValue; i = runs_[i].next) {
       const Run& run = runs_[i];
       for (uint32_t j = 0; j < run.count; ++j) {
-        tree_.pool_.push_back(tree_.pool_[run.begin + j]);
+        tree_.pool_.push(tree_.pool_[run.begin + j]);
       }
     }
     sequence = {
@@ -970,18 +979,18 @@ void PickleMachine::flatten_sequences() {
   }
 }
 
-void PickleMachine::memoize(uint64_t key) {
+void PickleMachine::memoize_elsewhere(uint64_t key) {
   const ValueId id = top();
   // No pickler is further than one key an opcode; linear memory, see memo_.
   if (key <= op_offset_) {
     if (key == memo_.size()) {
-      memo_.push_back(id);
+      memo_.push(id);
       memo_count_ +=
           sparse_memo_.empty() || !sparse_memo_.contains(key) ? 1 : 0;
       return;
     }
     if (key > memo_.size()) {
-      memo_.resize(key + 1, kNoValue);
+      memo_.pad(key + 1, kNoValue);
     }
     if (memo_[key] == kNoValue && !sparse_memo_.contains(key)) {
       ++memo_count_;

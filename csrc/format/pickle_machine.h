@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "base/byte_source.h"
+#include "format/id_buffer.h"
 
 namespace ckpt_streamer::format {
 
@@ -140,6 +141,10 @@ class PickleTree {
   [[nodiscard]] ValueId persistent_id(ValueId id) const noexcept {
     return nodes_[id].first;
   }
+  // Of the whole tree; shared ones once.
+  [[nodiscard]] size_t persistent_count() const noexcept {
+    return persistent_count_;
+  }
   [[nodiscard]] uint64_t persistent_pickle_offset(ValueId id) const noexcept {
     return nodes_[id].second;
   }
@@ -189,12 +194,13 @@ class PickleTree {
       uint32_t index) const noexcept;
 
   std::vector<Node> nodes_;
-  std::vector<ValueId> pool_;
+  IdBuffer pool_;
   std::vector<Sequence> sequences_;
   std::vector<Global> globals_;
   std::vector<Object> objects_;
   std::vector<ObjectExtras> extras_;
   std::string texts_;
+  size_t persistent_count_ = 0;
   ValueId root_ = kNoValue;
 };
 

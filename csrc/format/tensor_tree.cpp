@@ -12,6 +12,11 @@ void append_tensors(
     std::string_view root_name,
     CheckpointIndex& index) {
   PickleContext context(pickle, root_name);
+  // A tensor refers to its storage by a persistent id of its own.
+  const size_t count = pickle.tree.persistent_count();
+  index.storages.reserve(index.storages.size() + count);
+  index.tensors.reserve(index.tensors.size() + count);
+  index.slots.reserve(index.slots.size() + count);
   if (pickle.shared_containers == SharedContainers::kEachPath) {
     FlatWalk(context, storages, index).run();
   } else {

@@ -1,5 +1,6 @@
 #include "format/text.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -59,13 +60,15 @@ size_t valid_utf8_bytes(std::string_view text) noexcept {
   size_t at = 0;
   while (at < text.size()) {
     // Eight bytes of ASCII at once: names and headers are little else.
-    uint64_t word = kHighBits;
-    if (text.size() - at >= sizeof(word)) {
-      std::memcpy(&word, text.data() + at, sizeof(word));
-    }
-    if ((word & kHighBits) == 0) {
-      at += sizeof(word);
-      continue;
+    // The last eight again where fewer are left.
+    if (text.size() >= sizeof(uint64_t)) {
+      const size_t begin = std::min(at, text.size() - sizeof(uint64_t));
+      uint64_t word = 0;
+      std::memcpy(&word, text.data() + begin, sizeof(word));
+      if ((word & kHighBits) == 0) {
+        at = begin + sizeof(word);
+        continue;
+      }
     }
     const size_t sequence_bytes = utf8_sequence_bytes(text.substr(at));
     if (sequence_bytes == 0) {

@@ -6,6 +6,13 @@
 namespace ckpt_streamer::plan {
 
 uint64_t Window::added_bytes(const ByteRange& extent) const {
+  // A stream's next span mostly lies in the last extent, if it is small.
+  if (!extents_.empty()) {
+    const auto& [begin, end] = *std::prev(extents_.end());
+    if (ByteRange{begin, end}.contains(extent)) {
+      return 0;
+    }
+  }
   uint64_t added = extent.size_bytes();
   auto next = extents_.upper_bound(extent.begin);
   if (next != extents_.begin()) {

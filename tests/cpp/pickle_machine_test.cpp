@@ -477,6 +477,19 @@ TEST(text_helpers) {
   EXPECT(!is_valid_utf8("\xed\xa0\x80"));
   EXPECT(!is_valid_utf8("\xf4\x90\x80\x80"));
   EXPECT(!is_valid_utf8("\xc3"));
+  // Eight bytes are looked at together: a sequence at every place, whole and
+  // cut.
+  for (size_t length = 2; length <= 20; ++length) {
+    for (size_t at = 0; at + 1 < length; ++at) {
+      std::string text(length, 'a');
+      text.replace(at, 2, "\xc3\xa9");
+      EXPECT_EQ(valid_utf8_bytes(text), length);
+      text[at + 1] = 'a';
+      EXPECT_EQ(valid_utf8_bytes(text), at);
+      text.replace(at, 2, "a\xa9");
+      EXPECT_EQ(valid_utf8_bytes(text), at + 1);
+    }
+  }
   EXPECT_EQ(quoted("a\n\xff\xc3\xa9"), "'a\\x0a\\xff\xc3\xa9'");
   EXPECT_EQ(quoted(std::string(1000, 'x')).size(), 160U + 1U + 3U + 1U);
   EXPECT_EQ(float_text(1.0), "1.0");

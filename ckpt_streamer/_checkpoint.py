@@ -260,6 +260,7 @@ def open(
     memory_limit_mb: int = 1024,
     *,
     select: Select | None = None,
+    verify: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint file without reading its tensors or executing anything.
 
@@ -275,6 +276,8 @@ def open(
             of their dotted names as ``fnmatch.fnmatchcase`` takes it (``*`` takes
             dots as well), a list of patterns of which one must match, or a
             function of the name. No other tensor is made. The tree stays whole.
+        verify: Hold each record of a zip archive against its checksum, before a
+            tensor of it is made; what the tree is read from, now.
 
     Returns:
         A :class:`Checkpoint`.
@@ -285,7 +288,8 @@ def open(
         FileNotFoundError, PermissionError, IsADirectoryError: As for any file.
         ValueError: ``memory_limit_mb`` is below 1, the file is damaged, or a
             pattern matches no name.
-        NotImplementedError: The file is of a known kind that is not read.
+        NotImplementedError: The file is of a known kind that is not read, or has
+            no checksums to ``verify``.
         RuntimeError: The system refuses to read or map it.
 
     Example:
@@ -303,7 +307,7 @@ def open(
     paths = paths_of(path)
     is_list = isinstance(path, (list, tuple))
     try:
-        handle = _ops.open_checkpoint(paths, is_list, limit_bytes)
+        handle = _ops.open_checkpoint(paths, is_list, limit_bytes, bool(verify))
     except (RuntimeError, ValueError) as error:
         _raise_os_error(error)
         raise

@@ -87,10 +87,10 @@ def windows(memory_limit_bytes: int) -> WindowHandle:
 
 
 def open_checkpoint(
-    paths: Sequence[str], is_list: bool, memory_limit_bytes: int
+    paths: Sequence[str], is_list: bool, memory_limit_bytes: int, verify: bool
 ) -> Checkpoint:
     """Open one path, or a list of them that makes one stream."""
-    opened = torch.ops.ckpt_streamer._open(paths, is_list, memory_limit_bytes)
+    opened = torch.ops.ckpt_streamer._open(paths, is_list, memory_limit_bytes, verify)
     return cast("Checkpoint", opened)
 
 

@@ -12,7 +12,7 @@ import torch
 from mapped_checkpoints import MIB
 from torch import Tensor
 
-import ckpt_streamer  # noqa: F401 - registers the ops
+import ckpt_streamer
 
 OPEN = torch.ops.ckpt_streamer.open
 
@@ -176,6 +176,21 @@ def test_one_tensor_that_needs_alignment_is_enough(tmp_path: Path) -> None:
     first, second = (tensor for _, tensor in items_of(OPEN(str(path), MIB)))
     first[2] = 5
     assert second[1] == 5
+
+
+@each_format
+def test_a_checkpoint_in_python(tmp_path: Path, save: Any) -> None:
+    tree = {f"t{i:02}": torch.full((MIB // 4,), float(i)) for i in range(16)}
+    path = save(tree, tmp_path / "x.pt")
+    with ckpt_streamer.open(path, memory_limit_mb=4) as checkpoint:
+        for name, tensor in checkpoint:
+            assert torch.equal(tensor, tree[name.rpartition(".")[2]])
+        del tensor
+        figures = checkpoint.stats()
+        # A window's tensors are made at once.
+        assert 2 * MIB <= figures["peak_bytes_resident"] <= 4 * MIB
+        assert figures["bytes_resident"] == 0
+        assert figures["bytes_over_limit"] == 0
 
 
 @each_format

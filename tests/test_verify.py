@@ -12,7 +12,7 @@ import torch
 from mapped_checkpoints import MIB
 from torch import Tensor
 
-import ckpt_streamer  # noqa: F401 - registers the ops
+import ckpt_streamer
 
 OPEN = torch.ops.ckpt_streamer.open
 
@@ -152,6 +152,24 @@ def test_unaligned_records(path: Path, tmp_path: Path) -> None:
     flip(rezipped, begin)
     with pytest.raises(ValueError, match="x/data/0"):
         read_all(OPEN(str(rezipped), MIB, verify=True))
+
+
+def test_a_checkpoint_in_python(path: Path) -> None:
+    begin, _ = record(path, "x/data/1")
+    flip(path, begin)
+    with ckpt_streamer.open(path, verify=True) as checkpoint:
+        assert torch.equal(checkpoint["a"], torch.arange(1000))
+        for _ in range(2):
+            with pytest.raises(ValueError, match="x/data/1"):
+                checkpoint["b"]
+        with pytest.raises(ValueError, match="x/data/1"):
+            list(checkpoint)
+    with ckpt_streamer.open(path) as checkpoint:
+        assert len(list(checkpoint)) == 2
+    begin, _ = record(path, "x/data.pkl")
+    flip(path, begin + path.read_bytes()[begin:].index(b"cpu"))
+    with pytest.raises(ValueError, match=r"x/data\.pkl"):
+        ckpt_streamer.open(path, verify=True)
 
 
 def open_verified(path: str) -> int:

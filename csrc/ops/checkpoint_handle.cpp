@@ -111,7 +111,8 @@ c10::IValue CheckpointHandle::values(const std::vector<int64_t>& nodes) {
       }
       ++tensor_count;
     }
-    values.push_back(checkpoint_->value(node));
+    values.push_back(
+        with_torch_errors([&] { return checkpoint_->value(node); }));
   }
   return values;
 }
@@ -250,16 +251,20 @@ c10::intrusive_ptr<WindowHandle> CheckpointHandle::lookups() {
 c10::intrusive_ptr<CheckpointHandle> open_checkpoint(
     const std::vector<std::string>& paths,
     bool is_list,
-    int64_t memory_limit_bytes) {
+    int64_t memory_limit_bytes,
+    bool verifies) {
   const uint64_t limit_bytes = checked_limit(memory_limit_bytes);
+  const Verify verify = verifies ? Verify::kOn : Verify::kOff;
   return with_torch_errors([&] {
     return c10::make_intrusive<CheckpointHandle>(
         is_list ? std::make_shared<const CheckpointTensors>(
                       std::span(paths),
-                      limit_bytes)
+                      limit_bytes,
+                      verify)
                 : std::make_shared<const CheckpointTensors>(
                       paths.at(0),
-                      limit_bytes),
+                      limit_bytes,
+                      verify),
         memory_limit_bytes);
   });
 }

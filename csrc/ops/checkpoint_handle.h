@@ -104,6 +104,7 @@ class CheckpointHandle final : public torch::CustomClassHolder {
 c10::intrusive_ptr<CheckpointHandle> open_checkpoint(
     const std::vector<std::string>& paths,
     bool is_list,
-    int64_t memory_limit_bytes);
+    int64_t memory_limit_bytes,
+    bool verifies);
 
 }  // namespace ckpt_streamer::ops

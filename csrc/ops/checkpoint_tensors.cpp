@@ -147,7 +147,7 @@ CheckpointTensors::CheckpointTensors(
 
 void CheckpointTensors::map_files(uint64_t memory_limit_bytes, Verify verify) {
   files_.map(index_.files);
-  if (verify == Verify::kYes) {
+  if (verify == Verify::kOn) {
     verified_ =
         std::make_unique<VerifiedRecords>(index_, files_, memory_limit_bytes);
   }

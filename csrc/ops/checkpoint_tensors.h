@@ -24,7 +24,7 @@
 
 namespace ckpt_streamer::ops {
 
-enum class Verify : bool { kNo, kYes };
+enum class Verify : bool { kOff, kOn };
 
 class CheckpointTensors final {
  public:
@@ -33,7 +33,7 @@ class CheckpointTensors final {
   // that of what is copied as one, see tensor(). THROWS: CheckpointError for a
   // file that cannot be opened or read.
   //
-  // With Verify::kYes, records are held against their files' checksums: those
+  // With Verify::kOn, records are held against their files' checksums: those
   // that the index was read from now, others before tensor() first returns one
   // of their tensors.
   // THROWS: Unsupported for a file without checksums, Corrupt for a record that
@@ -41,11 +41,11 @@ class CheckpointTensors final {
   CheckpointTensors(
       const std::string& path,
       uint64_t memory_limit_bytes,
-      Verify verify = Verify::kNo);
+      Verify verify = Verify::kOff);
   CheckpointTensors(
       std::span<const std::string> paths,
       uint64_t memory_limit_bytes,
-      Verify verify = Verify::kNo);
+      Verify verify = Verify::kOff);
   ~CheckpointTensors();
   CheckpointTensors(const CheckpointTensors&) = delete;
   CheckpointTensors& operator=(const CheckpointTensors&) = delete;
@@ -132,7 +132,7 @@ class CheckpointTensors final {
   const format::MemoryPieces pieces_;
   const std::shared_ptr<LiveStorages> live_storages_;
   const std::shared_ptr<ByteCount> copied_bytes_;
-  std::unique_ptr<VerifiedRecords> verified_;  // null without Verify::kYes
+  std::unique_ptr<VerifiedRecords> verified_;  // null without Verify::kOn
 };
 
 }  // namespace ckpt_streamer::ops

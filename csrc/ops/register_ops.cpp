@@ -125,7 +125,8 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       make_windows);
 
   library.def(
-      "_open(str[] paths, bool is_list, int memory_limit_bytes) -> "
+      "_open(str[] paths, bool is_list, int memory_limit_bytes, bool verify) "
+      "-> "
       "__torch__.torch.classes.ckpt_streamer._Checkpoint",
       open_checkpoint);
 }

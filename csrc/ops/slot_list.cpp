@@ -95,9 +95,12 @@ c10::List<at::Tensor> SlotList::tensors(int64_t begin, int64_t end) const {
   check_range(begin, end);
   c10::List<at::Tensor> result;
   result.reserve(static_cast<size_t>(end - begin));
-  for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
-    result.push_back(checkpoint_->tensor(slot(i).tensor_index));
-  }
+  with_torch_errors([&] {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end);
+         ++i) {
+      result.push_back(checkpoint_->tensor(slot(i).tensor_index));
+    }
+  });
   return result;
 }
 

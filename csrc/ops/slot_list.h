@@ -43,7 +43,8 @@ class SlotList final : public torch::CustomClassHolder {
   // none does; int64 [1] if all are in one.
   at::Tensor containers(int64_t begin, int64_t end) const;
 
-  // Views of the files; see CheckpointTensors::tensor().
+  // Views of the files; see CheckpointTensors::tensor(). THROWS: torch's errors
+  // (see errors.h).
   c10::List<at::Tensor> tensors(int64_t begin, int64_t end) const;
 
   // Those whose names match a pattern (format/name_glob.h).

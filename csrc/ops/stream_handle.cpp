@@ -171,7 +171,7 @@ c10::intrusive_ptr<StreamHandle> open(
         std::make_unique<FileSource>(std::make_shared<const CheckpointTensors>(
             path,
             checked_limit(memory_limit_bytes),
-            verify ? Verify::kYes : Verify::kNo)),
+            verify ? Verify::kOn : Verify::kOff)),
         memory_limit_bytes,
         std::move(conversion));
   });
@@ -189,7 +189,7 @@ c10::intrusive_ptr<StreamHandle> open_files(
         std::make_unique<FileSource>(std::make_shared<const CheckpointTensors>(
             std::span(paths),
             checked_limit(memory_limit_bytes),
-            verify ? Verify::kYes : Verify::kNo)),
+            verify ? Verify::kOn : Verify::kOff)),
         memory_limit_bytes,
         std::move(conversion));
   });

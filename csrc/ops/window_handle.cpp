@@ -103,9 +103,16 @@ void WindowHandle::check_open() const {
   TORCH_CHECK(streamer_ != nullptr, "the stream is not planned, or closed");
 }
 
+void WindowHandle::note_copies() {
+  if (streamer_ != nullptr && checkpoint_ != nullptr) {
+    streamer_->note_held(checkpoint_->copied_bytes());
+  }
+}
+
 stream::WindowStreamer& WindowHandle::open_streamer() {
   check_open();
   disown_moved(*streamer_, holders_.take_moved());
+  note_copies();
   return *streamer_;
 }
 
@@ -195,6 +202,7 @@ c10::Dict<std::string, int64_t> WindowHandle::figures(int64_t yielded_count) {
   if (streamer_ != nullptr) {
     disown_moved(*streamer_, holders_.take_moved());
   }
+  note_copies();
   // Counting may raise the peak, so it comes first.
   const uint64_t resident_bytes = streamer_ ? streamer_->resident_bytes() : 0;
   const uint64_t written_bytes = streamer_ ? streamer_->written_bytes() : 0;

@@ -94,6 +94,8 @@ class WindowHandle final : public torch::CustomClassHolder {
   uint64_t streamed_bytes(int64_t yielded_count) const;
   void check_open() const;
   void check_readable() const;
+
+  void note_copies();
   stream::WindowStreamer& open_streamer();
 
   mutable std::mutex mutex_;

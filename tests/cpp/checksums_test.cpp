@@ -28,6 +28,9 @@ class WatchedSource final : public ByteSource {
     largest_read_bytes = std::max(largest_read_bytes, out.size());
     source_.read(file_offset, out);
   }
+  [[nodiscard]] ByteView view(const ByteRange& range) const override {
+    return source_.view(range);
+  }
 
   mutable size_t largest_read_bytes = 0;
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from mapped_checkpoints import MIB
 from torch import Tensor, nn
@@ -207,7 +208,7 @@ def trees(draw: st.DrawFn) -> Any:
 
 
 @given(tree=trees(), protocol=st.integers(1, 5))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_any_tree_is_read_as_torch_load_does(
     tmp_path_factory: pytest.TempPathFactory, tree: Any, protocol: int
 ) -> None:

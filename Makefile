@@ -3,6 +3,7 @@
 # make bench  set up, then measure against plain mmap (some minutes, 6 GiB disk)
 # make bench-apply  the same for loading into models, against load_state_dict
 # make check-sanitizers   C++ tests under ASan and UBSan
+# make fuzz   libFuzzer on every reader, FUZZ_SECONDS each (needs Clang with libFuzzer)
 # make check-real   published checkpoints against torch (downloads 340 MB)
 # make check-differential   generated checkpoints against torch, ten thousands
 # make tidy   clang-tidy over the layers below torch
@@ -12,7 +13,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/cpp/*.h tests/cpp/*.cpp tests/cpp_consumer/*.cpp)
+CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/cpp/*.h tests/cpp/*.cpp tests/cpp_consumer/*.cpp \
+  tests/fuzz/*.h tests/fuzz/*.cpp)
 PY_FILES := $(wildcard *.py ckpt_streamer/*.py)
 
 # The layers below torch, with their tests: one program, no libtorch.
@@ -25,7 +27,17 @@ TEST_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp/%.o)
 SANITIZED_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp-sanitized/%.o)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test bench bench-apply bench-rss build check cpp-tests check-sanitizers check-real \
+# Fuzz targets: with libFuzzer, and as programs that run them on files.
+FUZZ_TARGETS := zip pickle legacy safetensors index
+FUZZ_SECONDS ?= 60
+CLANG_NAMES := clang++ clang++-21 clang++-20 clang++-19 clang++-18 clang++-17
+FUZZ_CXX ?= $(firstword $(foreach name,$(CLANG_NAMES),$(shell command -v $(name))))
+FUZZ_FLAGS := -rss_limit_mb=2048 -malloc_limit_mb=512 -timeout=10 -print_final_stats=1
+FUZZED_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cpp))
+FUZZED_OBJECTS := $(FUZZED_SOURCES:%.cpp=.cache/fuzz/%.o)
+REPLAY_OBJECTS := .cache/cpp/tests/fuzz/replay_main.o $(FUZZED_SOURCES:%.cpp=.cache/cpp/%.o)
+
+.PHONY: demo test bench bench-apply bench-rss build check cpp-tests check-sanitizers check-real fuzz fuzz-replay \
   check-differential format tidy clean
 
 demo: build
@@ -64,6 +76,33 @@ check-sanitizers: .cache/cpp-sanitized/run_tests
 .cache/cpp-sanitized/%.o: %.cpp
 	@mkdir -p $(dir $@)
 	$(CXX) $(TEST_FLAGS) $(SANITIZE) -O1 -c $< -o $@
+
+fuzz: $(FUZZ_TARGETS:%=run-fuzz-%)
+
+# What it finds is kept in .cache/fuzz, and so is the corpus that it grows.
+run-fuzz-%: .cache/fuzz/fuzz_%
+	@mkdir -p .cache/fuzz/corpus/$*
+	@$< $(FUZZ_FLAGS) -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=.cache/fuzz/$*- \
+	  .cache/fuzz/corpus/$* tests/fuzz/corpus/$* >.cache/fuzz/$*.log 2>&1 || \
+	  { tail -n 60 .cache/fuzz/$*.log; exit 1; }
+	@echo "$*: $$(sed -n 's/stat::number_of_executed_units: *//p' .cache/fuzz/$*.log) executions"
+
+.cache/fuzz/fuzz_%: .cache/fuzz/tests/fuzz/fuzz_%.o $(FUZZED_OBJECTS)
+	$(FUZZ_CXX) $(SANITIZE) -fsanitize=fuzzer $^ -o $@
+
+.cache/fuzz/%.o: %.cpp
+	@mkdir -p $(dir $@)
+	$(FUZZ_CXX) $(TEST_FLAGS) -Wno-deprecated-declarations $(SANITIZE) \
+	  -fsanitize=fuzzer-no-link -O1 -c $< -o $@
+
+fuzz-replay: $(FUZZ_TARGETS:%=.cache/cpp/replay_%)
+
+.cache/cpp/replay_%: .cache/cpp/tests/fuzz/fuzz_%.o $(REPLAY_OBJECTS)
+	$(CXX) -pthread $^ -o $@
+
+.PRECIOUS: .cache/fuzz/%.o .cache/cpp/%.o
+-include $(FUZZED_OBJECTS:.o=.d) $(FUZZ_TARGETS:%=.cache/fuzz/tests/fuzz/fuzz_%.d)
+-include $(FUZZ_TARGETS:%=.cache/cpp/tests/fuzz/fuzz_%.d)
 
 check-real: build
 	$(BIN)/python tests/real/check_real.py

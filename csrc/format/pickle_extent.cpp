@@ -1,22 +1,17 @@
 #include "format/pickle_extent.h"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
-#include <cstring>
-#include <memory>
-#include <span>
 #include <string>
 
 #include "base/error.h"
 #include "format/little_endian.h"
 #include "format/pickle_opcodes.h"
+#include "format/source_reader.h"
 #include "format/text.h"
 
 namespace ckpt_streamer::format {
 namespace {
-
-constexpr uint64_t kWindowBytes = 64 * 1024;
 
 // What follows an opcode. pickletools.py, ArgumentDescriptor.
 struct OpcodeArgument {
@@ -79,13 +74,13 @@ OpcodeArgument argument_of(PickleOpcode opcode) noexcept {
 class PickleScan {
  public:
   PickleScan(const ByteSource& source, const PickleOrigin& origin)
-      : source_(source),
-        origin_(origin),
-        position_(origin.file_offset),
-        window_(std::make_unique_for_overwrite<std::byte[]>(kWindowBytes)) {}
+      : origin_(origin),
+        size_bytes_(source.size_bytes()),
+        reader_(source, {origin.file_offset, source.size_bytes()}) {}
 
   uint64_t find_end() {
     for (;;) {
+      const uint64_t op_offset = reader_.file_offset();
       const auto code = static_cast<uint8_t>(take_uint(1));
       if (pickle_opcode_name(code) == nullptr) {
         const std::byte byte{code};
@@ -93,11 +88,11 @@ class PickleScan {
             ErrorKind::kCorrupt,
             "found byte 0x" + hex_bytes({&byte, 1}) +
                 ", expected a pickle opcode",
-            position_ - 1);
+            op_offset);
       }
       const auto opcode = static_cast<PickleOpcode>(code);
       if (opcode == PickleOpcode::k_STOP) {
-        return position_;
+        return reader_.file_offset();
       }
       const OpcodeArgument argument = argument_of(opcode);
       skip(argument.fixed_bytes);
@@ -124,71 +119,55 @@ class PickleScan {
   [[noreturn]] void fail_end() const {
     fail(
         ErrorKind::kCorrupt,
-        "the file ends at byte " + std::to_string(source_.size_bytes()) +
+        "the file ends at byte " + std::to_string(size_bytes_) +
             " inside a pickle, expected a STOP opcode",
         origin_.file_offset);
   }
 
-  // Moves on, to what is read next or not at all.
   void skip(uint64_t byte_count) {
-    if (byte_count > source_.size_bytes() - position_) {
+    if (byte_count > reader_.remaining_bytes()) {
       fail_end();
     }
-    position_ += byte_count;
-    if (position_ - origin_.file_offset >= kPickleLimitBytes) {
+    reader_.skip(byte_count);
+    const uint64_t scanned = reader_.file_offset() - origin_.file_offset;
+    if (scanned >= kPickleLimitBytes) {
       fail(
           ErrorKind::kUnsupported,
-          "the pickle has " + std::to_string(position_ - origin_.file_offset) +
+          "the pickle has " + std::to_string(scanned) +
               " bytes or more, expected less than 2 GiB",
           origin_.file_offset);
     }
   }
 
-  // The bytes from position_ on that are in the window, at least one.
-  std::span<const std::byte> peek() {
-    if (position_ == source_.size_bytes()) {
+  uint64_t take_uint(size_t byte_count) {
+    if (byte_count > reader_.remaining_bytes()) {
       fail_end();
     }
-    if (position_ < window_begin_ || position_ >= window_end_) {
-      window_begin_ = position_;
-      window_end_ =
-          position_ + std::min(kWindowBytes, source_.size_bytes() - position_);
-      source_.read(window_begin_, {window_.get(), window_end_ - window_begin_});
-    }
-    return {
-        window_.get() + (position_ - window_begin_),
-        window_end_ - position_};
+    return load_little_endian(reader_.take(byte_count), byte_count);
   }
 
-  uint64_t take_uint(size_t byte_count) {
-    std::array<std::byte, 8> bytes;
-    for (size_t i = 0; i < byte_count; ++i) {
-      bytes[i] = peek().front();
-      skip(1);
-    }
-    return load_little_endian(bytes.data(), byte_count);
-  }
-
+  // Of any length, without all of it in memory.
   void skip_line() {
     for (;;) {
-      const std::span<const std::byte> bytes = peek();
-      const void* const newline = std::memchr(bytes.data(), '\n', bytes.size());
-      if (newline != nullptr) {
-        return skip(
-            static_cast<uint64_t>(
-                static_cast<const std::byte*>(newline) - bytes.data()) +
-            1);
+      // What is buffered, or else one byte, which brings more.
+      const uint64_t byte_count =
+          std::max<uint64_t>(reader_.buffered_bytes(), 1);
+      if (reader_.remaining_bytes() == 0) {
+        fail_end();
       }
-      skip(bytes.size());
+      const std::byte* const bytes = reader_.peek(byte_count);
+      const std::byte* const newline =
+          std::find(bytes, bytes + byte_count, std::byte{'\n'});
+      if (newline != bytes + byte_count) {
+        return skip(static_cast<uint64_t>(newline - bytes) + 1);
+      }
+      skip(byte_count);
     }
   }
 
-  const ByteSource& source_;
   const PickleOrigin& origin_;
-  uint64_t position_;  // absolute
-  std::unique_ptr<std::byte[]> window_;
-  uint64_t window_begin_ = 0;  // absolute, of what window_ holds
-  uint64_t window_end_ = 0;
+  const uint64_t size_bytes_;
+  SourceReader reader_;
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 // in memory at a time. Not thread-safe.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -39,6 +40,22 @@ class SourceReader {
       fill(byte_count);
     }
     return std::exchange(cursor_, cursor_ + byte_count);
+  }
+
+  // As take(), but they stay the next ones.
+  const std::byte* peek(uint64_t byte_count) {
+    if (byte_count > buffered_bytes()) [[unlikely]] {
+      fill(byte_count);
+    }
+    return cursor_;
+  }
+
+  // Goes on behind the next bytes; those that are not in memory are not read.
+  // REQUIRES: byte_count <= remaining_bytes().
+  void skip(uint64_t byte_count) noexcept {
+    const uint64_t buffered = std::min(byte_count, buffered_bytes());
+    cursor_ += buffered;
+    next_ += byte_count - buffered;
   }
 
   // How many of the next bytes are in memory already; a cheap lower bound of

@@ -67,6 +67,53 @@ TEST(source_reader_fills_memory_of_the_callers) {
   EXPECT_EQ(reader.remaining_bytes(), bytes.size() - 200'020);
 }
 
+// Says how much of it was read.
+class CountingSource final : public ByteSource {
+ public:
+  explicit CountingSource(std::string bytes) : source_(std::move(bytes)) {}
+  [[nodiscard]] const std::string& path() const noexcept override {
+    return source_.path();
+  }
+  [[nodiscard]] uint64_t size_bytes() const noexcept override {
+    return source_.size_bytes();
+  }
+  void read(uint64_t file_offset, std::span<std::byte> out) const override {
+    read_bytes += out.size();
+    source_.read(file_offset, out);
+  }
+  [[nodiscard]] ByteView view(const ByteRange& range) const override {
+    return source_.view(range);
+  }
+
+  mutable uint64_t read_bytes = 0;
+
+ private:
+  MemorySource source_;
+};
+
+TEST(source_reader_skips_without_reading) {
+  const std::string bytes = pattern(1'000'000);
+  const CountingSource source(bytes);
+  SourceReader reader(source, {0, bytes.size()});
+  reader.skip(500'000);
+  EXPECT_EQ(source.read_bytes, 0U);
+  const std::byte* const next = reader.peek(5);
+  EXPECT_EQ(
+      std::string(reinterpret_cast<const char*>(next), 5),
+      bytes.substr(500'000, 5));
+  EXPECT_EQ(taken(reader, 5), bytes.substr(500'000, 5));
+  // Inside what is buffered, and beyond it.
+  reader.skip(10);
+  EXPECT_EQ(taken(reader, 5), bytes.substr(500'015, 5));
+  reader.skip(400'000);
+  EXPECT_EQ(source.read_bytes, kBufferBytes);
+  EXPECT_EQ(reader.file_offset(), 900'020U);
+  EXPECT_EQ(taken(reader, 5), bytes.substr(900'020, 5));
+  EXPECT_EQ(source.read_bytes, 2 * kBufferBytes);
+  reader.skip(reader.remaining_bytes());
+  EXPECT_EQ(reader.file_offset(), bytes.size());
+}
+
 TEST(source_reader_takes_lines_of_any_length) {
   for (const uint64_t length :
        {uint64_t{0},

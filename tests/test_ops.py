@@ -359,13 +359,16 @@ def test_a_thousand_handles_leak_nothing(tmp_path: Path) -> None:
         return len(descriptors), mappings, len(threads)
 
     read_all(OPEN(path, MIB))
-    before = footprint()
+    descriptors, mappings, threads = footprint()
     for i in range(1000):
         handle = OPEN(path, MIB)
         if i % 2:
             read_all(handle)
     del handle
-    assert footprint() == before
+    after = footprint()
+    assert after[:2] == (descriptors, mappings)
+    # A thread that another test has joined may end meanwhile.
+    assert after[2] <= threads
 
 
 # Errors

@@ -8,7 +8,10 @@ using namespace ckpt_streamer;
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const testing::MemorySource source(fuzz::text_of(data, size));
   fuzz::is_read([&] {
-    const auto index = format::read_torch_legacy(source);
+    auto index = format::read_torch_legacy(source);
+    if (index.files.empty()) {  // as read_index does
+      index.files.push_back({source.path(), {}});
+    }
     fuzz::walk_index(index, {&size, 1});
   });
   return 0;

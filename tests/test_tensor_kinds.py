@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import ckpt_streamer  # noqa: F401 - registers the ops
+import ckpt_streamer
 
 OPEN = torch.ops.ckpt_streamer.open
 LIMIT = 64 << 20
@@ -580,6 +580,30 @@ def rewritten(path: str, old: bytes, new: bytes, record: str) -> None:
 
 def int64s(*values: int) -> bytes:
     return b"".join(value.to_bytes(8, "little", signed=True) for value in values)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_kinds_are_leaves_of_a_checkpoint(tmp_path: Path) -> None:
+    labelled = torch.ones(3).as_subclass(Labelled)
+    labelled.label = torch.zeros(2)  # type: ignore[attr-defined]
+    value: dict[str, Any] = {
+        "sparse": sparse_matrix().to_sparse(),
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(5)]),
+        "meta": torch.empty(2, device="meta"),
+        "conj": torch.tensor([1 + 2j]).conj(),
+        "labelled": labelled,
+        "array": np.arange(3),
+    }
+    with ckpt_streamer.open(saved(tmp_path, value), verify=True) as checkpoint:
+        for name in ("sparse", "nested", "meta", "conj"):
+            assert_same(checkpoint[name], value[name])
+            assert_same(checkpoint.tensor(name), value[name])
+        assert checkpoint["labelled"].equal(torch.ones(3))
+        assert checkpoint.tensor("labelled.label").equal(torch.zeros(2))
+        assert len(checkpoint) == 6
+        assert {name for name, _ in checkpoint} == {
+            *("sparse", "nested", "meta", "conj", "labelled", "labelled.label")
+        }
 
 
 def test_sparse_indices_outside_the_tensor(tmp_path: Path) -> None:

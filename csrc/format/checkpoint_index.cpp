@@ -244,6 +244,9 @@ void CheckpointIndex::append(CheckpointIndex&& other) {
       record.file_index += first_file;
     }
   }
+  for (FileRecord& file : other.files) {
+    file.first_tensor += first_tensor;
+  }
   for (TensorRecord& tensor : other.tensors) {
     tensor.dims_begin += dims.size();
     if (tensor.storage_index != kNoStorage) {
@@ -340,18 +343,22 @@ ByteRange CheckpointIndex::file_range(
   return strided_range(tensor);
 }
 
-uint32_t CheckpointIndex::file_index(
-    const TensorRecord& tensor) const noexcept {
-  if (tensor.storage_index != kNoStorage) {
-    return storages[tensor.storage_index].file_index;
+uint32_t CheckpointIndex::file_index(uint32_t tensor_index) const noexcept {
+  const uint32_t storage = tensors[tensor_index].storage_index;
+  if (storage != kNoStorage) {
+    return storages[storage].file_index;
   }
-  // All components come from one pickle.
-  for (const uint32_t component : components(tensor)) {
-    if (component != kNoTensor) {
-      return storages[tensors[component].storage_index].file_index;
-    }
-  }
-  return 0;
+  const auto behind = std::upper_bound(
+      files.begin(),
+      files.end(),
+      tensor_index,
+      [](uint32_t wanted, const FileRecord& file) {
+        return wanted < file.first_tensor;
+      });
+  // A reader of one file may leave its record to its caller.
+  return behind == files.begin()
+             ? 0
+             : static_cast<uint32_t>(behind - files.begin()) - 1;
 }
 
 std::array<uint32_t, 4> CheckpointIndex::components(

@@ -103,6 +103,7 @@ struct MetadataEntry {
 struct FileRecord {
   std::string path;                     // as it was opened
   std::vector<MetadataEntry> metadata;  // in the order of the file
+  uint32_t first_tensor = 0;  // in CheckpointIndex::tensors; all up to the next
 };
 
 // One run of bytes of a file; every tensor cut from it shares it in memory.
@@ -265,8 +266,9 @@ struct CheckpointIndex {
   [[nodiscard]] std::array<uint32_t, 4> components(
       const TensorRecord& tensor) const noexcept;
 
-  // The file of those bytes. REQUIRES: file_range() is not empty.
-  [[nodiscard]] uint32_t file_index(const TensorRecord& tensor) const noexcept;
+  // The file that the tensor comes from, a position in `files`.
+  // REQUIRES: tensor_index < tensors.size().
+  [[nodiscard]] uint32_t file_index(uint32_t tensor_index) const noexcept;
 
  private:
   [[nodiscard]] ByteRange strided_range(

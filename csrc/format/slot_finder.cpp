@@ -26,8 +26,7 @@ std::string key_in_brackets(const ValueTree& tree, NodeId key) {
 }
 
 const std::string& path_of_file(const CheckpointIndex& index, uint32_t slot) {
-  const TensorRecord& tensor = index.tensors[index.slots[slot].tensor_index];
-  return index.files[index.storages[tensor.storage_index].file_index].path;
+  return index.files[index.file_index(index.slots[slot].tensor_index)].path;
 }
 
 }  // namespace

@@ -160,8 +160,8 @@ CheckpointTensors::~CheckpointTensors() {
 
 void CheckpointTensors::sort_in_file_order(std::vector<uint32_t>& slots) const {
   const auto begin_of = [this](uint32_t slot) {
-    const format::TensorRecord& tensor =
-        index_.tensors[index_.slots[slot].tensor_index];
+    const uint32_t tensor_index = index_.slots[slot].tensor_index;
+    const format::TensorRecord& tensor = index_.tensors[tensor_index];
     const ByteRange range = index_.file_range(tensor);
     using Begin = std::tuple<uint64_t, uint64_t, uint64_t>;
     if (range.empty()) {
@@ -171,7 +171,7 @@ void CheckpointTensors::sort_in_file_order(std::vector<uint32_t>& slots) const {
         tensor.storage_index == format::kNoStorage
             ? range.begin
             : index_.storages[tensor.storage_index].file_range.begin;
-    return Begin{index_.file_index(tensor), storage_begin, range.begin};
+    return Begin{index_.file_index(tensor_index), storage_begin, range.begin};
   };
   // As most files have them; begin_of() once for each, not twice.
   decltype(begin_of(0)) last{};
@@ -191,9 +191,7 @@ void CheckpointTensors::sort_in_file_order(std::vector<uint32_t>& slots) const {
 }
 
 uint64_t CheckpointTensors::mapping_begin(uint32_t tensor_index) const {
-  return files_.mapping(index_.file_index(index_.tensors[tensor_index]))
-      ->addresses()
-      .begin;
+  return files_.mapping(index_.file_index(tensor_index))->addresses().begin;
 }
 
 ByteRange CheckpointTensors::span(uint32_t tensor_index) const {
@@ -339,7 +337,7 @@ at::Tensor CheckpointTensors::without_grad(uint32_t tensor_index) const {
           part(sparse.indices),
           part(sparse.plain_indices),
           part(sparse.values),
-          index_.files[index_.file_index(record)].path);
+          index_.files[index_.file_index(tensor_index)].path);
     }
     case format::TensorKind::kNested: {
       const auto& nested = index_.nested[record.detail_index];
@@ -348,7 +346,7 @@ at::Tensor CheckpointTensors::without_grad(uint32_t tensor_index) const {
           part(nested.sizes),
           part(nested.strides),
           part(nested.offsets),
-          index_.files[index_.file_index(record)].path);
+          index_.files[index_.file_index(tensor_index)].path);
     }
     case format::TensorKind::kMeta:
       return at::empty_strided(

@@ -1,6 +1,7 @@
 #include "format/slot_finder.h"
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -56,6 +57,22 @@ TEST(a_name_of_several_slots_is_an_error_with_their_keys) {
       CheckpointError,
       "model.pt: has no tensor 'c'",
       finder.find_one("c"));
+}
+
+TEST(tensors_without_bytes_are_of_a_file_too) {
+  CheckpointIndex index;
+  for (const char* path : {"one.pt", "two.pt"}) {
+    CheckpointIndex file;
+    file.files.push_back({path, {}});
+    file.tensors.push_back({});
+    file.add_named_slot("w", 0);
+    index.append(std::move(file));
+  }
+  EXPECT_THROWS(
+      CheckpointError,
+      "one.pt: has 2 tensors of the name 'w', ['w'] of one.pt and ['w'] of "
+      "two.pt, expected the name of one",
+      SlotFinder(index).find_one("w"));
 }
 
 TEST(names_come_in_any_order_of_their_containers) {

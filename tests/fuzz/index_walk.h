@@ -88,8 +88,9 @@ inline void check_details(
 
 inline void check_tensor(
     const format::CheckpointIndex& index,
-    const format::TensorRecord& tensor,
+    uint32_t tensor_index,
     std::span<const size_t> file_sizes) {
+  const format::TensorRecord& tensor = index.tensors[tensor_index];
   check_dims(index, tensor);
   check_details(index, tensor);
   const ByteRange range = index.file_range(tensor);
@@ -108,7 +109,7 @@ inline void check_tensor(
         "tensors lie inside their storages");
   }
   require(
-      range.empty() || range.end <= file_sizes[index.file_index(tensor)],
+      range.empty() || range.end <= file_sizes[index.file_index(tensor_index)],
       "tensors lie inside their files");
 }
 
@@ -245,8 +246,8 @@ inline void walk_index(
           "records lie inside their files");
     }
   }
-  for (const format::TensorRecord& tensor : index.tensors) {
-    check_tensor(index, tensor, file_sizes);
+  for (uint32_t i = 0; i < index.tensors.size(); ++i) {
+    check_tensor(index, i, file_sizes);
   }
   std::vector<ByteRange> spans;
   for (const format::Slot& slot : index.slots) {

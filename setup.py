@@ -99,6 +99,7 @@ SOURCES = [
     "csrc/ops/strided_view.cpp",
     "csrc/ops/tensor_memory.cpp",
     "csrc/ops/verified_records.cpp",
+    "csrc/ops/partial_reads.cpp",
     "csrc/ops/window_handle.cpp",
 ]
 HEADERS = sorted(str(path) for path in Path("csrc").glob("*/*.h"))

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
+import torch
+
 Path = str | os.PathLike[str]
 
 _MIB = 1024 * 1024
@@ -26,6 +28,19 @@ def memory_limit_bytes_of(memory_limit_mb: int) -> int:
             f"{2**63 // _MIB} (MiB)"
         )
     return limit_bytes
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Check the dtype to convert to.
+
+    Raises:
+        TypeError: It is neither ``None`` nor a ``torch.dtype``.
+    """
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(
+            f"dtype is {dtype!r} ({type(dtype).__name__}), expected None or a "
+            "floating-point torch.dtype"
+        )
 
 
 def check_cpu_page_size(cpu_page_size: int | None) -> None:

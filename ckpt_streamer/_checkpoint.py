@@ -13,12 +13,14 @@ from types import MappingProxyType, TracebackType
 from typing import Any, NoReturn
 from weakref import WeakSet
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from ckpt_streamer import _ops
 from ckpt_streamer._arguments import (
     Path,
+    check_dtype,
     is_path,
     memory_limit_bytes_of,
     paths_of,
@@ -66,12 +68,15 @@ class Checkpoint:
         self,
         handle: _ops.Checkpoint,
         memory_limit_bytes: int,
-        select: Select | None = None,
+        dtype: torch.dtype | None,
+        select: Select | None,
     ) -> None:
         self.paths: tuple[str, ...] = tuple(handle.paths())
         """The files, in the order of the stream."""
         self.memory_limit_bytes = memory_limit_bytes
         """The limit of each iteration, and of look-ups, in bytes."""
+        self.dtype = dtype
+        """What floating-point tensors are converted to on their way, or None."""
         self._tree = Tree(handle, memory_limit_bytes)
         slots = handle.slots()
         self._tensor_count = len(slots)
@@ -105,7 +110,7 @@ class Checkpoint:
         self.close()
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        state = NamedState(self.slots, self.memory_limit_bytes, self._ended)
+        state = NamedState(self.slots, self.memory_limit_bytes, self.dtype, self._ended)
         self._streams.add(state)
         return NamedStream.of(state)
 
@@ -168,13 +173,29 @@ class Checkpoint:
         return [name for lot in lots_of(self._length) for name in names_of(slots, *lot)]
 
     def tensor(self, name: str) -> Tensor:
-        """Make the tensor of a dotted name, as iterating yields it.
+        """Make the tensor of a dotted name, selected or not.
+
+        In :attr:`dtype`, if there is one, and then in memory of its own; else a
+        view of the file, of which ``tensor[begin:end]`` reads that part alone.
 
         Raises:
             KeyError: There is none.
             ValueError: There are several, or the checkpoint is closed.
         """
         return self._tree.tensor(name)
+
+    def slice(self, name: str, begin: int, end: int) -> Tensor:
+        """Make ``tensor(name)[begin:end]``, reading and converting only that part.
+
+        The limit holds for it also where the tensor is larger.
+
+        Raises:
+            IndexError: Not 0 <= begin <= end <= the size of its first dimension.
+            KeyError: There is no tensor of that name.
+            ValueError: There are several, it has no dimensions, or the checkpoint
+                is closed.
+        """
+        return self._tree.slice(name, begin, end)
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
@@ -259,6 +280,7 @@ def open(
     path: Path | Sequence[Path],
     memory_limit_mb: int = 1024,
     *,
+    dtype: torch.dtype | None = None,
     select: Select | None = None,
     verify: bool = False,
 ) -> Checkpoint:
@@ -272,6 +294,12 @@ def open(
         path: The file, or a list of files to be one stream, in that order.
         memory_limit_mb: The most of the files' pages to hold in physical memory,
             in MiB: in each iteration, and by look-ups.
+        dtype: A floating-point dtype that floating-point tensors are converted to
+            on their way, bit for bit as ``tensor.to(dtype)`` does it, by iterations
+            and :meth:`Checkpoint.tensor`. A converted tensor owns its memory;
+            those that are tied are converted once and stay tied. What is of
+            another kind passes as it is. What is converted ahead, 4 MiB at most,
+            counts in the limit. The tree stays as it is in the file.
         select: Which tensors the checkpoint streams, counts and names: a pattern
             of their dotted names as ``fnmatch.fnmatchcase`` takes it (``*`` takes
             dots as well), a list of patterns of which one must match, or a
@@ -283,13 +311,13 @@ def open(
         A :class:`Checkpoint`.
 
     Raises:
-        TypeError: ``path`` is no path, ``memory_limit_mb`` no ``int``, or ``select``
-            nothing to select by.
+        TypeError: ``path`` is no path, ``memory_limit_mb`` no ``int``, ``dtype`` no
+            dtype, or ``select`` nothing to select by.
         FileNotFoundError, PermissionError, IsADirectoryError: As for any file.
-        ValueError: ``memory_limit_mb`` is below 1, the file is damaged, or a
-            pattern matches no name.
-        NotImplementedError: The file is of a known kind that is not read, or has
-            no checksums to ``verify``.
+        ValueError: ``memory_limit_mb`` is below 1, ``dtype`` is no floating-point
+            one, the file is damaged, or a pattern matches no name.
+        NotImplementedError: The file is of a known kind that is not read, or has no
+            checksums to ``verify``.
         RuntimeError: The system refuses to read or map it.
 
     Example:
@@ -304,14 +332,15 @@ def open(
         7
     """
     limit_bytes = memory_limit_bytes_of(memory_limit_mb)
+    check_dtype(dtype)
     paths = paths_of(path)
     is_list = isinstance(path, (list, tuple))
     try:
-        handle = _ops.open_checkpoint(paths, is_list, limit_bytes, bool(verify))
+        handle = _ops.open_checkpoint(paths, is_list, limit_bytes, dtype, bool(verify))
     except (RuntimeError, ValueError) as error:
         _raise_os_error(error)
         raise
-    return Checkpoint(handle, limit_bytes, select)
+    return Checkpoint(handle, limit_bytes, dtype, select)
 
 
 def state_dict_of(source: Any, memory_limit_mb: int) -> Any:

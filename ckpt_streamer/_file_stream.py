@@ -28,23 +28,34 @@ _LOT = 2048
 class FileState(State):
     """Of tensors of a file, made lot by lot."""
 
-    def __init__(self, slots: _ops.SlotList, memory_limit_bytes: int) -> None:
-        super().__init__(slots.windows(memory_limit_bytes), len(slots))
+    def __init__(
+        self,
+        slots: _ops.SlotList,
+        memory_limit_bytes: int,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(slots.windows(memory_limit_bytes, dtype), len(slots))
         self._slots = slots
+        self._is_converting = dtype is not None
 
-    def lots(self, begin: int, end: int) -> Iterator[Iterator[Any]]:
-        for lot_begin in range(begin, end, _LOT):
-            if self.is_closed:
-                return
-            lot_end = min(lot_begin + _LOT, end)
-            tensors = self._slots.tensors(lot_begin, lot_end)
-            beside = self._beside(lot_begin, lot_end, tensors)
-            yield self.put_out(lot_end, tensors, *beside)
+    def lots(self, window: int, begin: int, end: int) -> Iterator[Iterator[Any]]:
+        while begin < end and not self.is_closed:
+            if self.was_released:
+                self.enter(window)  # a conversion reads before it is asked for
+            lot_end = min(begin + _LOT, end)
+            if self._is_converting:
+                tensors = self._slots.converted(begin, lot_end, self.handle)
+                lot_end = begin + len(tensors)
+                beside = self._beside(begin, lot_end)
+                yield self.put_out_owned(lot_end, tensors, *beside)
+            else:
+                tensors = self._slots.tensors(begin, lot_end)
+                beside = self._beside(begin, lot_end)
+                yield self.put_out(lot_end, tensors, *beside)
+            begin = lot_end
 
     @abstractmethod
-    def _beside(
-        self, begin: int, end: int, tensors: list[Tensor]
-    ) -> tuple[list[Any] | repeat[Any], ...]:
+    def _beside(self, begin: int, end: int) -> tuple[list[Any] | repeat[Any], ...]:
         """What comes in front of each tensor."""
 
 
@@ -79,15 +90,19 @@ class NamedState(FileState):
     """Of (name, tensor)."""
 
     def __init__(
-        self, slots: _ops.SlotList, memory_limit_bytes: int, ended: Figures
+        self,
+        slots: _ops.SlotList,
+        memory_limit_bytes: int,
+        dtype: torch.dtype | None,
+        ended: Figures,
     ) -> None:
         """Add the figures to those that have ended, at the end."""
-        super().__init__(slots, memory_limit_bytes)
+        super().__init__(slots, memory_limit_bytes, dtype)
         self._ended = ended
 
-    def lots(self, begin: int, end: int) -> Iterator[Iterator[Any]]:
+    def lots(self, window: int, begin: int, end: int) -> Iterator[Iterator[Any]]:
         try:
-            yield from super().lots(begin, end)
+            yield from super().lots(window, begin, end)
         except GeneratorExit:  # the stream was dropped
             if not sys.is_finalizing():
                 self.close()
@@ -98,7 +113,7 @@ class NamedState(FileState):
             super().close()
             self._ended.add(self.figures())
 
-    def _beside(self, begin: int, end: int, _: list[Tensor]) -> tuple[list[Any]]:
+    def _beside(self, begin: int, end: int) -> tuple[list[Any]]:
         return (names_of(self._slots, begin, end),)
 
 
@@ -106,29 +121,36 @@ class PlacedState(FileState):
     """Of (obj, key, tensor)."""
 
     def __init__(
-        self, tree: Tree, slots: _ops.SlotList, memory_limit_bytes: int
+        self,
+        tree: Tree,
+        slots: _ops.SlotList,
+        memory_limit_bytes: int,
+        dtype: torch.dtype | None,
     ) -> None:
-        super().__init__(slots, memory_limit_bytes)
+        super().__init__(slots, memory_limit_bytes, dtype)
         self._tree = tree
         # Held: a container's look-ups are dear to make again for each lot.
         self._containers: dict[int, Any] = {}
 
     def _beside(
-        self, begin: int, end: int, tensors: list[Tensor]
+        self, begin: int, end: int
     ) -> tuple[list[Any] | repeat[Any], list[Any]]:
         keys = self._tree.keys_of(self._slots.keys(begin, end))
         nodes = self._slots.containers(begin, end).tolist()
-        if len(nodes) == 1 < len(tensors) and nodes[0] >= 0:
+        if len(nodes) == 1 < end - begin and nodes[0] >= 0:
             return repeat(self._container(nodes[0])), keys
         containers = []
-        names = None
-        for i, node in enumerate(nodes * (len(tensors) // len(nodes))):
+        for i, node in enumerate(nodes * ((end - begin) // len(nodes))):
             if node >= 0:
                 containers.append(self._container(node))
             else:  # the root, or itself a key
-                names = names or names_of(self._slots, begin, end)
-                keys[i] = names[i]
-                containers.append(MappingProxyType({names[i]: tensors[i]}))
+                here = begin + i, begin + i + 1
+                [name], [tensor] = (
+                    names_of(self._slots, *here),
+                    self._slots.tensors(*here),
+                )
+                keys[i] = name
+                containers.append(MappingProxyType({name: tensor}))
         return containers, keys
 
     def _container(self, node: int) -> Any:

@@ -14,6 +14,7 @@ from ckpt_streamer import _ops
 from ckpt_streamer._arguments import (
     Path,
     check_cpu_page_size,
+    check_dtype,
     is_path,
     memory_limit_bytes_of,
 )
@@ -149,7 +150,7 @@ class _MemoryState(State):
             self._slots.permute(order)
         super().__init__(handle, len(self._slots.tensors))
 
-    def lots(self, begin: int, end: int) -> Iterator[Iterator[StreamItem]]:
+    def lots(self, _: int, begin: int, end: int) -> Iterator[Iterator[StreamItem]]:
         """Iterate over a window's slots, and forget them here.
 
         A tensor that the caller replaces must not live on past its window.
@@ -200,6 +201,7 @@ def stream(
     memory_limit_mb: int = 1024,
     cpu_page_size: int | None = None,
     *,
+    dtype: torch.dtype | None = None,
     select: Select | None = None,
 ) -> Stream:
     """Iterate over the tensors of a checkpoint in bounded physical memory.
@@ -230,6 +232,9 @@ def stream(
             well.
         cpu_page_size: Accepted for compatibility and not used: the system knows
             its page size.
+        dtype: What floating-point tensors of a checkpoint file are converted to on
+            their way: see :func:`open`. ``obj[key]`` is as it is in the file. Of a
+            :class:`Checkpoint`, its own by default.
         select: Which tensors of a checkpoint file to stream: see :func:`open`.
             Names are those of the whole checkpoint, also for a part of one.
 
@@ -241,9 +246,10 @@ def stream(
 
     Raises:
         TypeError: ``state_dict`` is no container, a number is no ``int``, or
-            ``select`` is nothing to select by, or given for tensors in memory.
-        ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1, or the
-            checkpoint is closed.
+            ``dtype`` or ``select`` is not what it says, or given for tensors in
+            memory.
+        ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1, ``dtype`` is
+            no floating-point one, or the checkpoint is closed.
         OSError, ValueError, NotImplementedError: As :func:`open`, for a path.
 
     Example:
@@ -254,26 +260,30 @@ def stream(
     """
     limit_bytes = memory_limit_bytes_of(memory_limit_mb)
     check_cpu_page_size(cpu_page_size)
+    check_dtype(dtype)
     if is_path(state_dict):
-        state_dict, select = open(state_dict, memory_limit_mb, select=select), None
+        state_dict = open(state_dict, memory_limit_mb, dtype=dtype, select=select)
+        dtype = select = None
     if isinstance(state_dict, Checkpoint):
         checkpoint = state_dict
         limit_bytes = min(limit_bytes, checkpoint.memory_limit_bytes)
         slots = selected(checkpoint.slots, select)
-        return Stream.of(PlacedState(checkpoint.tree, slots, limit_bytes))
+        dtype = dtype or checkpoint.dtype
+        return Stream.of(PlacedState(checkpoint.tree, slots, limit_bytes, dtype))
     if isinstance(state_dict, (MappingNode, SequenceNode, OpaqueObject)):
         tree = state_dict.tree
         limit_bytes = min(limit_bytes, tree.memory_limit_bytes)
         slots = selected(tree.handle.slots_under(state_dict.node), select)
-        return Stream.of(PlacedState(tree, slots, limit_bytes))
+        return Stream.of(PlacedState(tree, slots, limit_bytes, dtype))
     if not isinstance(state_dict, _CONTAINERS):
         raise TypeError(
             f"state_dict is of type {type(state_dict).__name__}, expected a "
             "mapping, list or tuple of tensors, or the path of a checkpoint file"
         )
-    if select is not None:
-        raise TypeError(
-            f"select is {select!r}, and state_dict is in memory; expected None, or "
-            "the path of a checkpoint file"
-        )
+    for name, value in (("dtype", dtype), ("select", select)):
+        if value is not None:
+            raise TypeError(
+                f"{name} is {value!r}, and state_dict is in memory; expected None, or "
+                "the path of a checkpoint file"
+            )
     return Stream.of(_MemoryState(state_dict, limit_bytes))

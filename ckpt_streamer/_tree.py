@@ -71,13 +71,24 @@ class Tree:
         )
 
     def tensor(self, name: str) -> Tensor:
-        """Make the tensor of a dotted name.
+        """Make the tensor of a dotted name, in the dtype of the checkpoint.
 
         Raises:
             KeyError: There is none of that name.
             ValueError: There are several.
         """
-        tensor = self.handle.tensor(name)
+        return self._named(name, self.handle.tensor(name))
+
+    def slice(self, name: str, begin: int, end: int) -> Tensor:
+        """Make a part of the tensor of a dotted name, likewise.
+
+        Raises:
+            IndexError: There is no such part.
+            KeyError, ValueError: As :meth:`tensor`.
+        """
+        return self._named(name, self.handle.slice(name, begin, end))
+
+    def _named(self, name: str, tensor: Tensor | None) -> Tensor:
         if tensor is None:
             raise KeyError(f"{self.name} has no tensor {name!r}")
         return tensor

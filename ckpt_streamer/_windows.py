@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from itertools import chain, repeat
+from itertools import chain, repeat, starmap
 from operator import length_hint
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
@@ -14,6 +14,16 @@ from typing_extensions import Self
 
 if TYPE_CHECKING:
     from ckpt_streamer import _ops
+
+
+class _Taken:
+    """What is left of a list that is taken from its end."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self._values = values
+
+    def __length_hint__(self) -> int:
+        return len(self._values)
 
 
 class State(ABC):
@@ -33,28 +43,51 @@ class State(ABC):
         # still to come.
         self._lot_end = 0
         self._lists: tuple[list[Any], ...] = ()
-        self._rest: Iterator[Any] = iter(())
+        self._rest: Iterator[Any] | _Taken = iter(())
         self._items: Iterator[Any] = iter(())
 
     @property
     def yielded_count(self) -> int:
         return self._lot_end - length_hint(self._rest)
 
+    def enter(self, window: int) -> None:
+        """Make a window live."""
+        self.handle.enter(window)
+        self.was_released = False
+
     @abstractmethod
-    def lots(self, begin: int, end: int) -> Iterator[Iterator[Any]]:
+    def lots(self, window: int, begin: int, end: int) -> Iterator[Iterator[Any]]:
         """Yield the items of a window, one lot after the other, by put_out()."""
 
     def put_out(
         self, end: int, tensors: list[Tensor], *beside: list[Any] | repeat[Any]
     ) -> Iterator[Any]:
         """Iterate over the lot that ends at a position; the lists are given up."""
+        rest = self._rest = iter(tensors)
+        return self._put_out(end, tensors, rest, beside)
+
+    def put_out_owned(
+        self, end: int, tensors: list[Tensor], *beside: list[Any] | repeat[Any]
+    ) -> Iterator[Any]:
+        """Do that, and let go of each tensor as it goes: they own their memory."""
+        tensors.reverse()
+        self._rest = _Taken(tensors)
+        rest = starmap(tensors.pop, repeat((), len(tensors)))
+        return self._put_out(end, tensors, rest, beside)
+
+    def _put_out(
+        self,
+        end: int,
+        tensors: list[Tensor],
+        rest: Iterator[Tensor],
+        beside: tuple[list[Any] | repeat[Any], ...],
+    ) -> Iterator[Any]:
         self._lot_end = end
         self._lists = (
             *(each for each in beside if isinstance(each, list)),
             tensors,
         )
-        self._rest = iter(tensors)
-        self._items = zip(*beside, self._rest, strict=False)
+        self._items = zip(*beside, rest, strict=False)
         return self._items
 
     def release(self) -> None:
@@ -91,22 +124,14 @@ class State(ABC):
 def windows(state: State) -> Iterator[Iterator[Any]]:
     """Yield the items of one lot after the other, evicting in between."""
     begin = 0
-    # Looked up once: with the caches full of tensor data, it takes as long again
-    # as the call.
-    enter = state.handle.enter
     for window, end in enumerate(state.window_ends):
         if state.is_closed:
             return
-        enter(window)
-        state.was_released = False
-        for items in state.lots(begin, end):
-            if state.was_released:  # between two lots
-                enter(window)
-                state.was_released = False
+        state.enter(window)
+        for items in state.lots(window, begin, end):
             yield items
             while (rest := state.take_rest()) is not None:
-                enter(window)  # after a release in mid-lot
-                state.was_released = False
+                state.enter(window)  # after a release in mid-lot
                 yield rest
         begin = end
     state.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def resident_of(path: Path) -> Resident:
             elif inside and name == "Anonymous":
                 anonymous_kib += int(value.split()[0])
     return Resident((rss_kib - anonymous_kib) * 1024, anonymous_kib * 1024)
+
+
+def resident_pages_of(tensor: torch.Tensor) -> list[int]:
+    """Which pages of a tensor's memory this process has mapped, from 0 on."""
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    first = tensor.data_ptr() // page_bytes
+    end = (tensor.data_ptr() + tensor.nbytes - 1) // page_bytes + 1
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        pagemap.seek(8 * first)
+        entries = memoryview(pagemap.read(8 * (end - first))).cast("Q")
+    return [page for page, entry in enumerate(entries) if entry >> 63]
 
 
 def load_mapped(path: Path) -> dict[str, torch.Tensor]:

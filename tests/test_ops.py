@@ -491,3 +491,59 @@ def test_a_file_that_shrinks_is_an_error(
         f"{path}: the file has shrunk to {MIB} bytes since it was opened, expected "
         f"{size}"
     )
+
+
+def test_selected_tensors_are_streamed_alone(large_checkpoint: Path) -> None:
+    handle = OPEN(str(large_checkpoint), 8 * MIB, select=["w6?", "w1"])
+    assert len(handle) == 5
+    assert [name for name, _ in read_all(handle)] == ["w1", "w60", "w61", "w62", "w63"]
+    assert handle.bytes_streamed() == 5 * MIB
+    with pytest.raises(
+        ValueError, match=r": none of 64 tensors is named as 'x\*'; the"
+    ):
+        OPEN([str(large_checkpoint)], 8 * MIB, select=["x*", "w*"])
+
+
+def test_look_ups_leave_the_stream_where_it_is(large_checkpoint: Path) -> None:
+    handle = OPEN(str(large_checkpoint), 8 * MIB)
+    for i in range(64):
+        name, tensor = handle.next()
+        assert name == f"w{i}"
+        assert (tensor == i).all()
+        other = handle.tensor(f"w{63 - i}")
+        assert (other == 63 - i).all()
+        part = handle.slice(f"w{(i + 32) % 64}", 10, 20)
+        assert part.shape == (10, 1024)
+        assert (part == (i + 32) % 64).all()
+        assert resident_of(large_checkpoint).clean_bytes <= 8 * MIB
+    assert not handle.has_next()
+    assert resident_of(large_checkpoint).clean_bytes == 0
+
+
+def test_look_ups_in_the_middle_of_tied_tensors_leave_them_tied(tmp_path: Path) -> None:
+    base = torch.randn(8)
+    path = saved(tmp_path, {"a": base, "b": base, "c": torch.ones(3)})
+    handle = OPEN(path, MIB, dtype=torch.bfloat16)
+    _, a = handle.next()
+    handle.tensor("c")
+    _, b = handle.next()
+    assert a.data_ptr() == b.data_ptr()
+
+
+def test_look_ups_that_find_nothing(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"a.b": torch.ones(2), "a": {"b": torch.ones(1)}})
+    handle = OPEN(path, MIB)
+    with pytest.raises(ValueError, match=f"^{path}: has no tensor 'x'"):
+        handle.tensor("x")
+    with pytest.raises(ValueError, match=f"^{path}: has 2 tensors of the name 'a.b', "):
+        handle.slice("a.b", 0, 1)
+    handle = STREAM({"a": torch.ones(2)}, MIB)
+    assert handle.tensor("a").tolist() == [1.0, 1.0]
+    assert handle.slice("a", 1, 2).tolist() == [1.0]
+    assert handle.tensor("a").tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"^the dict has no tensor 'x'"):
+        handle.tensor("x")
+    with pytest.raises(
+        IndexError, match=r"^slice \[0, 3\) of the tensor 'a', expected"
+    ):
+        handle.slice("a", 0, 3)

@@ -54,6 +54,21 @@ def convert_file(path: str, memory_limit_bytes: int) -> dict[str, Tensor]:
     return converted
 
 
+@torch.jit.script
+def look_up(path: str, names: list[str], limit: int) -> tuple[list[str], list[Tensor]]:
+    handle = torch.ops.ckpt_streamer.open(
+        path, limit, dtype=torch.bfloat16, select=["w1*", "w2"]
+    )
+    streamed: list[str] = []
+    found: list[Tensor] = []
+    while handle.has_next():
+        streamed.append(handle.next()[0])
+        for name in names:
+            found.append(handle.tensor(name)[0, :1])
+            found.append(handle.slice(name, 3, 5)[:, 0])
+    return streamed, found
+
+
 class Summing(torch.nn.Module):
     """Makes its handle inside a method: a handle itself cannot be saved."""
 
@@ -109,6 +124,16 @@ def test_scripted_conversion(large_checkpoint: Path) -> None:
     for name, tensor in load_mapped(large_checkpoint).items():
         assert torch.equal(converted[name], tensor.to(torch.bfloat16))
     assert len(converted) == 64
+
+
+def test_scripted_look_ups(large_checkpoint: Path) -> None:
+    streamed, found = look_up(str(large_checkpoint), ["w17", "w2"], 8 * MIB)
+    assert streamed == ["w1", "w2", *(f"w1{i}" for i in range(10))]
+    assert len(found) == 4 * len(streamed)
+    for i, tensor in enumerate(found):
+        assert tensor.dtype == torch.bfloat16
+        assert tensor.tolist() == [17.0 if i % 4 < 2 else 2.0] * (1 + i % 2)
+    assert resident_of(large_checkpoint).clean_bytes == 0
 
 
 def test_scripted_errors_have_the_same_text(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "base/checked_math.h"
@@ -217,6 +218,12 @@ std::string CheckpointIndex::slot_name(size_t slot_index) const {
     name += i > 0 ? "." : "";
   }
   return name;
+}
+
+std::vector<uint32_t> CheckpointIndex::all_slots() const {
+  std::vector<uint32_t> positions(slots.size());
+  std::iota(positions.begin(), positions.end(), uint32_t{0});
+  return positions;
 }
 
 void CheckpointIndex::add_named_slot(

@@ -242,6 +242,9 @@ struct CheckpointIndex {
   // REQUIRES: slot_index < slots.size(). Cost: O(name).
   [[nodiscard]] std::string slot_name(size_t slot_index) const;
 
+  // The positions of all slots, ascending.
+  [[nodiscard]] std::vector<uint32_t> all_slots() const;
+
   // Appends a slot to `values` as a dict of names to tensors.
   // REQUIRES: all slots were added so.
   void add_named_slot(std::string_view name, uint32_t tensor_index);

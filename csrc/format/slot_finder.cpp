@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <tuple>
+#include <utility>
 
 #include "base/error.h"
 #include "format/slot_names.h"
@@ -31,18 +32,22 @@ const std::string& path_of_file(const CheckpointIndex& index, uint32_t slot) {
 
 }  // namespace
 
-SlotFinder::SlotFinder(const CheckpointIndex& index) : index_(index) {
+SlotFinder::SlotFinder(
+    const CheckpointIndex& index,
+    std::vector<uint32_t> slots)
+    : index_(index), slots_(std::move(slots)) {
   SlotNames names(index);
-  entries_.reserve(index.slots.size());
-  for (size_t i = 0; i < index.slots.size(); ++i) {
-    entries_.push_back({hash_of(names.name(i)), static_cast<uint32_t>(i)});
+  entries_.reserve(slots_.size());
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    entries_.push_back(
+        {hash_of(names.name(slots_[i])), static_cast<uint32_t>(i)});
   }
   std::sort(
       entries_.begin(),
       entries_.end(),
       [](const Entry& left, const Entry& right) {
-        return std::tie(left.hash, left.slot) <
-               std::tie(right.hash, right.slot);
+        return std::tie(left.hash, left.position) <
+               std::tie(right.hash, right.position);
       });
 }
 
@@ -54,39 +59,41 @@ std::vector<uint32_t> SlotFinder::find(std::string_view name) const {
       hash,
       [](const Entry& left, uint64_t right) { return left.hash < right; });
   SlotNames names(index_);
-  std::vector<uint32_t> slots;
+  std::vector<uint32_t> positions;
   for (; entry != entries_.end() && entry->hash == hash; ++entry) {
-    if (names.name(entry->slot) == name) {
-      slots.push_back(entry->slot);
+    if (names.name(slots_[entry->position]) == name) {
+      positions.push_back(entry->position);
     }
   }
-  return slots;
+  return positions;
 }
 
 uint32_t SlotFinder::find_one(std::string_view name) const {
-  const std::vector<uint32_t> slots = find(name);
-  if (slots.size() == 1) {
-    return slots.front();
+  const std::vector<uint32_t> positions = find(name);
+  if (positions.size() == 1) {
+    return positions.front();
   }
-  if (slots.empty()) {
+  const std::string& path = index_.files.front().path;
+  if (positions.empty()) {
     throw CheckpointError(
         ErrorKind::kInvalidArgument,
-        index_.files.front().path,
+        path,
         "has no tensor " + quoted(name));
   }
   std::string places;
-  for (size_t i = 0; i < std::min(slots.size(), kShownSlots); ++i) {
-    places += (i > 0 ? " and " : "") + slot_path(index_, slots[i]);
+  for (size_t i = 0; i < std::min(positions.size(), kShownSlots); ++i) {
+    const uint32_t slot = slots_[positions[i]];
+    places += (i > 0 ? " and " : "") + slot_path(index_, slot);
     if (index_.files.size() > 1) {
-      places += " of " + path_of_file(index_, slots[i]);
+      places += " of " + path_of_file(index_, slot);
     }
   }
   throw CheckpointError(
       ErrorKind::kInvalidArgument,
-      index_.files.front().path,
-      "has " + std::to_string(slots.size()) + " tensors of the name " +
+      path,
+      "has " + std::to_string(positions.size()) + " tensors of the name " +
           quoted(name) + ", " + places +
-          (slots.size() > kShownSlots ? " and others" : "") +
+          (positions.size() > kShownSlots ? " and others" : "") +
           ", expected the name of one");
 }
 

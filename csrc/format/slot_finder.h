@@ -1,4 +1,4 @@
-// Finds the slots of a dotted name. Names may repeat: {"a.b": t, "a": {"b":
+// Finds slots by their dotted names. Names may repeat: {"a.b": t, "a": {"b":
 // u}}, keys 0 and "0", several files.
 //
 // Safe to share between threads once built.
@@ -15,13 +15,14 @@ namespace ckpt_streamer::format {
 
 class SlotFinder {
  public:
-  // REQUIRES: `index` outlives this. Cost: O(names), 16 bytes a slot.
-  explicit SlotFinder(const CheckpointIndex& index);
+  // `slots`: of the index, those to be found.
+  // REQUIRES: `index` outlives this. Cost: O(names), 20 bytes a slot.
+  SlotFinder(const CheckpointIndex& index, std::vector<uint32_t> slots);
 
-  // In the order of the index's slots.
+  // Their positions in `slots`, ascending.
   [[nodiscard]] std::vector<uint32_t> find(std::string_view name) const;
 
-  // The one slot of that name.
+  // The position of the one slot of that name.
   // THROWS: CheckpointError InvalidArgument that names the file, and the keys
   // that lead to each if there are several.
   [[nodiscard]] uint32_t find_one(std::string_view name) const;
@@ -29,10 +30,11 @@ class SlotFinder {
  private:
   struct Entry {
     uint64_t hash;
-    uint32_t slot;
+    uint32_t position;  // in slots_
   };
 
   const CheckpointIndex& index_;
+  const std::vector<uint32_t> slots_;
   std::vector<Entry> entries_;  // ascending
 };
 

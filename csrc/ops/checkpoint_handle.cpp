@@ -12,6 +12,7 @@
 #include "format/tree_walks.h"
 #include "ops/errors.h"
 #include "ops/node_values.h"
+#include "ops/partial_reads.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -41,9 +42,11 @@ at::Tensor numbers_of(std::span<const NodeId> nodes, size_t stride = 1) {
 
 CheckpointHandle::CheckpointHandle(
     std::shared_ptr<const CheckpointTensors> checkpoint,
-    int64_t memory_limit_bytes)
+    int64_t memory_limit_bytes,
+    std::optional<at::ScalarType> dtype)
     : checkpoint_(std::move(checkpoint)),
-      memory_limit_bytes_(memory_limit_bytes) {}
+      memory_limit_bytes_(memory_limit_bytes),
+      dtype_(dtype) {}
 
 std::vector<std::string> CheckpointHandle::paths() const {
   std::vector<std::string> paths;
@@ -118,21 +121,44 @@ c10::IValue CheckpointHandle::values(const std::vector<int64_t>& nodes) {
 }
 
 std::optional<at::Tensor> CheckpointHandle::tensor(const std::string& name) {
+  Conversion conversion(dtype_);
   return with_torch_errors([&]() -> std::optional<at::Tensor> {
-    if (finder().find(name).empty()) {
+    const std::optional<uint32_t> tensor_index = find_tensor(name);
+    if (!tensor_index.has_value()) {
       return std::nullopt;
     }
-    const size_t tensor_index =
-        index().slots[finder().find_one(name)].tensor_index;
-    lookups()->admit_some({&tensor_index, 1});
-    return checkpoint_->tensor(static_cast<uint32_t>(tensor_index));
+    const PlacedTensor whole = checkpoint_->placed_tensor(*tensor_index);
+    return lookups()->read_part(*tensor_index, whole, whole, conversion);
   });
+}
+
+std::optional<at::Tensor> CheckpointHandle::slice(
+    const std::string& name,
+    int64_t begin,
+    int64_t end) {
+  Conversion conversion(dtype_);
+  return with_torch_errors([&]() -> std::optional<at::Tensor> {
+    const std::optional<uint32_t> tensor_index = find_tensor(name);
+    if (!tensor_index.has_value()) {
+      return std::nullopt;
+    }
+    const PlacedTensor whole = checkpoint_->placed_tensor(*tensor_index);
+    const PlacedTensor part = slice_of(whole, name, begin, end);
+    return lookups()->read_part(*tensor_index, whole, part, conversion);
+  });
+}
+
+std::optional<uint32_t> CheckpointHandle::find_tensor(const std::string& name) {
+  if (finder().find(name).empty()) {
+    return std::nullopt;
+  }
+  return index().slots[finder().find_one(name)].tensor_index;
 }
 
 const format::SlotFinder& CheckpointHandle::finder() {
   const std::lock_guard lock(mutex_);
   if (!finder_.has_value()) {
-    finder_.emplace(index());
+    finder_.emplace(index(), index().all_slots());
   }
   return *finder_;
 }
@@ -208,8 +234,7 @@ c10::IValue CheckpointHandle::leaves() const {
 }
 
 c10::intrusive_ptr<SlotList> CheckpointHandle::slots() const {
-  std::vector<uint32_t> slots(index().slots.size());
-  std::iota(slots.begin(), slots.end(), uint32_t{0});
+  std::vector<uint32_t> slots = index().all_slots();
   checkpoint_->sort_in_file_order(slots);
   return c10::make_intrusive<SlotList>(checkpoint_, std::move(slots));
 }
@@ -242,7 +267,8 @@ c10::intrusive_ptr<WindowHandle> CheckpointHandle::lookups() {
       return c10::make_intrusive<WindowHandle>(
           memory_limit_bytes_,
           checkpoint_,
-          std::move(spans));
+          std::move(spans),
+          std::nullopt);
     });
   }
   return lookups_;
@@ -252,8 +278,10 @@ c10::intrusive_ptr<CheckpointHandle> open_checkpoint(
     const std::vector<std::string>& paths,
     bool is_list,
     int64_t memory_limit_bytes,
+    std::optional<at::ScalarType> dtype,
     bool verifies) {
   const uint64_t limit_bytes = checked_limit(memory_limit_bytes);
+  (void)Conversion(dtype);  // refuses others, before any I/O
   const Verify verify = verifies ? Verify::kOn : Verify::kOff;
   return with_torch_errors([&] {
     return c10::make_intrusive<CheckpointHandle>(
@@ -265,7 +293,8 @@ c10::intrusive_ptr<CheckpointHandle> open_checkpoint(
                       paths.at(0),
                       limit_bytes,
                       verify),
-        memory_limit_bytes);
+        memory_limit_bytes,
+        dtype);
   });
 }
 

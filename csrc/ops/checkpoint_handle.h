@@ -29,7 +29,8 @@ class CheckpointHandle final : public torch::CustomClassHolder {
  public:
   CheckpointHandle(
       std::shared_ptr<const CheckpointTensors> checkpoint,
-      int64_t memory_limit_bytes);
+      int64_t memory_limit_bytes,
+      std::optional<at::ScalarType> dtype);
 
   // The files, in the order of the stream.
   std::vector<std::string> paths() const;
@@ -66,9 +67,19 @@ class CheckpointHandle final : public torch::CustomClassHolder {
   // that made it.
   std::vector<int64_t> parts(int64_t node) const;
 
-  // The tensor of a dotted name, admitted to the limit of look-ups; None
-  // without one. THROWS: c10::ValueError for several of that name.
+  // The tensor of a dotted name, admitted to the limit of look-ups, in the
+  // dtype of the constructor if there is one (see Conversion); None without
+  // such a tensor. THROWS: c10::ValueError for several of that name.
   std::optional<at::Tensor> tensor(const std::string& name);
+
+  // tensor(name)[begin:end], of which only that part is read; None without such
+  // a tensor.
+  // THROWS: as tensor(); c10::IndexError unless 0 <= begin <= end <= the size
+  // of the tensor's first dimension; c10::ValueError for a tensor without one.
+  std::optional<at::Tensor> slice(
+      const std::string& name,
+      int64_t begin,
+      int64_t end);
 
   // (names as TextLot::take(), nodes): all values but tensors and what holds
   // some, each where it is first found. None for no such values.
@@ -90,9 +101,12 @@ class CheckpointHandle final : public torch::CustomClassHolder {
   }
   [[nodiscard]] format::NodeId checked(int64_t node) const;
   [[nodiscard]] const format::SlotFinder& finder();
+  // The index of the tensor of a name, if there is one.
+  std::optional<uint32_t> find_tensor(const std::string& name);
 
   const std::shared_ptr<const CheckpointTensors> checkpoint_;
   const int64_t memory_limit_bytes_;
+  const std::optional<at::ScalarType> dtype_;
   std::mutex mutex_;
   // Made by the first look-up that needs them.
   c10::intrusive_ptr<WindowHandle> lookups_;
@@ -100,11 +114,14 @@ class CheckpointHandle final : public torch::CustomClassHolder {
 };
 
 // torch.ops.ckpt_streamer._open(str[] paths, bool is_list, int
-// memory_limit_bytes): one path, or a list that makes one stream.
+// memory_limit_bytes, ScalarType? dtype, bool verify): one path, or a list that
+// makes one stream. THROWS: c10::ValueError for a dtype that Conversion
+// refuses, torch's errors (see errors.h) for what cannot be read.
 c10::intrusive_ptr<CheckpointHandle> open_checkpoint(
     const std::vector<std::string>& paths,
     bool is_list,
     int64_t memory_limit_bytes,
+    std::optional<at::ScalarType> dtype,
     bool verifies);
 
 }  // namespace ckpt_streamer::ops

@@ -20,6 +20,7 @@
 #include "format/memory_pieces.h"
 #include "ops/live_storages.h"
 #include "ops/mapped_files.h"
+#include "ops/tensor_memory.h"
 #include "ops/verified_records.h"
 
 namespace ckpt_streamer::ops {
@@ -75,6 +76,11 @@ class CheckpointTensors final {
   // or not what its checksum says, Io when it cannot be; Corrupt for a sparse
   // or nested tensor whose data contradicts it, which is read for that.
   [[nodiscard]] at::Tensor tensor(uint32_t tensor_index) const;
+
+  // REQUIRES: as tensor().
+  [[nodiscard]] PlacedTensor placed_tensor(uint32_t tensor_index) const {
+    return {tensor(tensor_index), source_address(tensor_index)};
+  }
 
   // A tensor, or as value_of() gives it (see node_values.h).
   // REQUIRES: a node of index().values.

@@ -1,5 +1,6 @@
 #include "ops/dict_source.h"
 
+#include "base/error.h"
 #include "ops/tensor_memory.h"
 
 namespace ckpt_streamer::ops {
@@ -20,6 +21,22 @@ DictSource::DictSource(const c10::Dict<std::string, at::Tensor>& tensors) {
     spans_.push_back(memory[index].span);
     holders_.add(entries_.back().second, spans_.back());
   }
+}
+
+size_t DictSource::find(const std::string& name) {
+  if (positions_.empty()) {
+    for (size_t i = 0; i < entries_.size(); ++i) {
+      positions_.emplace(entries_[i].first, i);
+    }
+  }
+  const auto found = positions_.find(name);
+  if (found == positions_.end()) {
+    throw CheckpointError(
+        ErrorKind::kInvalidArgument,
+        "",
+        "the dict has no tensor '" + name + "'");
+  }
+  return found->second;
 }
 
 }  // namespace ckpt_streamer::ops

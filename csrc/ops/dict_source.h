@@ -3,6 +3,12 @@
 
 #include <ATen/core/Dict.h>
 
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
 #include "ops/storage_holders.h"
 #include "ops/tensor_source.h"
 
@@ -25,6 +31,7 @@ class DictSource final : public TensorSource {
   [[nodiscard]] at::Tensor tensor(size_t index) override {
     return entries_[index].second;
   }
+  [[nodiscard]] size_t find(const std::string& name) override;
   [[nodiscard]] std::vector<ByteRange> take_moved() override {
     return holders_.take_moved();
   }
@@ -33,6 +40,8 @@ class DictSource final : public TensorSource {
  private:
   std::vector<std::pair<std::string, at::Tensor>> entries_;
   std::vector<ByteRange> spans_;
+  // By the names in entries_; made by the first find().
+  std::unordered_map<std::string_view, size_t> positions_;
   StorageHolders holders_;
 };
 

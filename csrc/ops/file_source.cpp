@@ -1,14 +1,19 @@
 #include "ops/file_source.h"
 
-#include <numeric>
 #include <utility>
+
+#include "format/name_glob.h"
 
 namespace ckpt_streamer::ops {
 
-FileSource::FileSource(std::shared_ptr<const CheckpointTensors> checkpoint)
+FileSource::FileSource(
+    std::shared_ptr<const CheckpointTensors> checkpoint,
+    const std::optional<std::vector<std::string>>& patterns)
     : checkpoint_(std::move(checkpoint)),
-      order_(checkpoint_->index().slots.size()) {
-  std::iota(order_.begin(), order_.end(), uint32_t{0});
+      order_(checkpoint_->index().all_slots()) {
+  if (patterns.has_value()) {
+    order_ = format::matching_slots(checkpoint_->index(), order_, *patterns);
+  }
   checkpoint_->sort_in_file_order(order_);
 }
 
@@ -34,6 +39,13 @@ std::string FileSource::name(size_t index) const {
 at::Tensor FileSource::tensor(size_t index) {
   return checkpoint_->tensor(
       checkpoint_->index().slots[order_[index]].tensor_index);
+}
+
+size_t FileSource::find(const std::string& name) {
+  if (!finder_.has_value()) {
+    finder_.emplace(checkpoint_->index(), order_);
+  }
+  return finder_->find_one(name);
 }
 
 void FileSource::check_readable() const {

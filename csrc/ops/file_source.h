@@ -2,9 +2,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "format/slot_finder.h"
 #include "ops/checkpoint_tensors.h"
 #include "ops/tensor_source.h"
 
@@ -12,7 +14,11 @@ namespace ckpt_streamer::ops {
 
 class FileSource final : public TensorSource {
  public:
-  explicit FileSource(std::shared_ptr<const CheckpointTensors> checkpoint);
+  // With patterns, of the tensors whose names match one (format/name_glob.h).
+  // THROWS: CheckpointError InvalidArgument for patterns that match none.
+  FileSource(
+      std::shared_ptr<const CheckpointTensors> checkpoint,
+      const std::optional<std::vector<std::string>>& patterns);
 
   [[nodiscard]] std::vector<ByteRange> spans() const override;
   [[nodiscard]] uint64_t source_address(size_t index) const override;
@@ -22,11 +28,13 @@ class FileSource final : public TensorSource {
   [[nodiscard]] uint64_t copied_bytes() const override {
     return checkpoint_->copied_bytes();
   }
+  [[nodiscard]] size_t find(const std::string& name) override;
   void check_readable() const override;
 
  private:
   std::shared_ptr<const CheckpointTensors> checkpoint_;
-  std::vector<uint32_t> order_;  // of the index's slots
+  std::vector<uint32_t> order_;               // of the index's slots
+  std::optional<format::SlotFinder> finder_;  // made by the first find()
 };
 
 }  // namespace ckpt_streamer::ops

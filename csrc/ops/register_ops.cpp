@@ -34,6 +34,8 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       library.class_<StreamHandle>("StreamHandle")
           .def("has_next", &StreamHandle::has_next)
           .def("next", &StreamHandle::next)
+          .def("tensor", &StreamHandle::tensor)
+          .def("slice", &StreamHandle::slice)
           .def("release", &StreamHandle::release)
           .def("reset", &StreamHandle::reset)
           .def("__len__", &StreamHandle::len)
@@ -64,6 +66,7 @@ TORCH_LIBRARY(ckpt_streamer, library) {
                        .def("keys", &SlotList::keys)
                        .def("containers", &SlotList::containers)
                        .def("tensors", &SlotList::tensors)
+                       .def("converted", &SlotList::converted)
                        .def("matching", &SlotList::matching)
                        .def("at", &SlotList::at)
                        .def("windows", &SlotList::windows);
@@ -80,6 +83,7 @@ TORCH_LIBRARY(ckpt_streamer, library) {
                         .def("keys", &CheckpointHandle::keys)
                         .def("parts", &CheckpointHandle::parts)
                         .def("tensor", &CheckpointHandle::tensor)
+                        .def("slice", &CheckpointHandle::slice)
                         .def("leaves", &CheckpointHandle::leaves)
                         .def("slots", &CheckpointHandle::slots)
                         .def("slots_under", &CheckpointHandle::slots_under)
@@ -89,17 +93,18 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   // A checkpoint file, or the index of a sharded one, read without Python and
   // without executing anything in it. With a dtype, floating-point tensors are
   // converted to it on their way (see ops/conversion.h). With verify, records
-  // are held against their checksums before a tensor of them is returned.
+  // are held against their checksums before a tensor of them is returned. With
+  // patterns, only tensors whose names match one are streamed.
   library.def(
       "open(str path, int memory_limit_bytes, *, ScalarType? dtype=None, "
-      "bool verify=False) -> "
+      "bool verify=False, str[]? select=None) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open);
 
   // Several files as one stream, in that order.
   library.def(
       "open.paths(str[] paths, int memory_limit_bytes, *, "
-      "ScalarType? dtype=None, bool verify=False) -> "
+      "ScalarType? dtype=None, bool verify=False, str[]? select=None) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open_files);
 
@@ -125,8 +130,8 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       make_windows);
 
   library.def(
-      "_open(str[] paths, bool is_list, int memory_limit_bytes, bool verify) "
-      "-> "
+      "_open(str[] paths, bool is_list, int memory_limit_bytes, "
+      "ScalarType? dtype, bool verify) -> "
       "__torch__.torch.classes.ckpt_streamer._Checkpoint",
       open_checkpoint);
 }

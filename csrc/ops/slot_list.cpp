@@ -104,6 +104,33 @@ c10::List<at::Tensor> SlotList::tensors(int64_t begin, int64_t end) const {
   return result;
 }
 
+c10::List<at::Tensor> SlotList::converted(
+    int64_t begin,
+    int64_t end,
+    const c10::intrusive_ptr<WindowHandle>& windows) const {
+  check_range(begin, end);
+  const auto address_of = [this](size_t position) {
+    return checkpoint_->source_address(slot(position).tensor_index);
+  };
+  // Tied tensors come one after the other; only those need to be remembered.
+  const auto may_be_tied = [&](size_t position, uint64_t address) {
+    return (position > 0 && address_of(position - 1) == address) ||
+           (position + 1 < slots_.size() &&
+            address_of(position + 1) == address);
+  };
+  return with_torch_errors([&] {
+    return windows->converted(
+        static_cast<size_t>(begin),
+        static_cast<size_t>(end),
+        [&](size_t position) {
+          const uint64_t address = address_of(position);
+          return PlacedTensor{
+              checkpoint_->tensor(slot(position).tensor_index),
+              may_be_tied(position, address) ? address : 0};
+        });
+  });
+}
+
 c10::intrusive_ptr<SlotList> SlotList::matching(
     const std::vector<std::string>& patterns) const {
   return with_torch_errors([&] {
@@ -126,7 +153,8 @@ c10::intrusive_ptr<SlotList> SlotList::at(const at::Tensor& positions) const {
 }
 
 c10::intrusive_ptr<WindowHandle> SlotList::windows(
-    int64_t memory_limit_bytes) const {
+    int64_t memory_limit_bytes,
+    std::optional<at::ScalarType> dtype) const {
   std::vector<ByteRange> spans;
   spans.reserve(slots_.size());
   for (size_t i = 0; i < slots_.size(); ++i) {
@@ -136,7 +164,8 @@ c10::intrusive_ptr<WindowHandle> SlotList::windows(
     return c10::make_intrusive<WindowHandle>(
         memory_limit_bytes,
         checkpoint_,
-        std::move(spans));
+        std::move(spans),
+        dtype);
   });
 }
 

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,14 @@ class SlotList final : public torch::CustomClassHolder {
   // (see errors.h).
   c10::List<at::Tensor> tensors(int64_t begin, int64_t end) const;
 
+  // The tensors from `begin` on in the dtype of `windows`, which is windows()
+  // of these and has entered theirs: as many as WindowHandle::converted()
+  // makes.
+  c10::List<at::Tensor> converted(
+      int64_t begin,
+      int64_t end,
+      const c10::intrusive_ptr<WindowHandle>& windows) const;
+
   // Those whose names match a pattern (format/name_glob.h).
   // THROWS: c10::ValueError for patterns that match none.
   c10::intrusive_ptr<SlotList> matching(
@@ -55,8 +64,11 @@ class SlotList final : public torch::CustomClassHolder {
   // Those at the positions, int64 [n] and ascending.
   c10::intrusive_ptr<SlotList> at(const at::Tensor& positions) const;
 
-  // The engine that keeps them within the limit; its positions are these.
-  c10::intrusive_ptr<WindowHandle> windows(int64_t memory_limit_bytes) const;
+  // The engine that keeps them within the limit; its positions are these. With
+  // a dtype, for converted().
+  c10::intrusive_ptr<WindowHandle> windows(
+      int64_t memory_limit_bytes,
+      std::optional<at::ScalarType> dtype) const;
 
  private:
   void check_range(int64_t begin, int64_t end) const;

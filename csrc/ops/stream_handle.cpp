@@ -8,6 +8,7 @@
 #include "ops/file_source.h"
 #include "ops/limit_warning.h"
 #include "ops/other_writers.h"
+#include "ops/partial_reads.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -97,6 +98,46 @@ at::Tensor StreamHandle::tensor_at(size_t position) {
                           : conversion_(tensor, begin);
 }
 
+PlacedTensor StreamHandle::placed_tensor(size_t position) {
+  return {source_->tensor(position), source_->source_address(position)};
+}
+
+at::Tensor StreamHandle::tensor(const std::string& name) {
+  const std::lock_guard lock(mutex_);
+  return with_torch_errors([&] {
+    const size_t position = source_->find(name);
+    const PlacedTensor whole = placed_tensor(position);
+    return look_up(position, whole, whole);
+  });
+}
+
+at::Tensor StreamHandle::slice(
+    const std::string& name,
+    int64_t begin,
+    int64_t end) {
+  const std::lock_guard lock(mutex_);
+  return with_torch_errors([&] {
+    const size_t position = source_->find(name);
+    const PlacedTensor whole = placed_tensor(position);
+    return look_up(position, whole, slice_of(whole, name, begin, end));
+  });
+}
+
+at::Tensor StreamHandle::look_up(
+    size_t position,
+    const PlacedTensor& whole,
+    const PlacedTensor& part) {
+  source_->check_readable();
+  // Of the stream's own, what it remembers of the last tensor stays.
+  Conversion conversion = conversion_;
+  at::Tensor result =
+      read_part(checked_streamer(), position, whole, part, conversion);
+  streamer_.note_held(source_->copied_bytes());
+  was_released_ = true;  // what was live may have gone
+  warn_if_not_held();
+  return result;
+}
+
 stream::WindowStreamer& StreamHandle::checked_streamer() {
   disown_moved(streamer_, source_->take_moved());
   streamer_.note_held(source_->copied_bytes());
@@ -163,15 +204,18 @@ c10::intrusive_ptr<StreamHandle> open(
     const std::string& path,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
-    bool verify) {
+    bool verify,
+    const std::optional<std::vector<std::string>>& select) {
   checked_limit(memory_limit_bytes);  // before any I/O
   Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
-        std::make_unique<FileSource>(std::make_shared<const CheckpointTensors>(
-            path,
-            checked_limit(memory_limit_bytes),
-            verify ? Verify::kOn : Verify::kOff)),
+        std::make_unique<FileSource>(
+            std::make_shared<const CheckpointTensors>(
+                path,
+                checked_limit(memory_limit_bytes),
+                verify ? Verify::kOn : Verify::kOff),
+            select),
         memory_limit_bytes,
         std::move(conversion));
   });
@@ -181,15 +225,18 @@ c10::intrusive_ptr<StreamHandle> open_files(
     const std::vector<std::string>& paths,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
-    bool verify) {
+    bool verify,
+    const std::optional<std::vector<std::string>>& select) {
   checked_limit(memory_limit_bytes);  // before any I/O
   Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
-        std::make_unique<FileSource>(std::make_shared<const CheckpointTensors>(
-            std::span(paths),
-            checked_limit(memory_limit_bytes),
-            verify ? Verify::kOn : Verify::kOff)),
+        std::make_unique<FileSource>(
+            std::make_shared<const CheckpointTensors>(
+                std::span(paths),
+                checked_limit(memory_limit_bytes),
+                verify ? Verify::kOn : Verify::kOff),
+            select),
         memory_limit_bytes,
         std::move(conversion));
   });

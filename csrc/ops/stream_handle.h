@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "ops/conversion.h"
+#include "ops/tensor_memory.h"
 #include "ops/tensor_source.h"
 #include "stream/window_streamer.h"
 
@@ -44,6 +45,17 @@ class StreamHandle final : public torch::CustomClassHolder {
   // shrunk since it was opened (looked at once a window), or when a record is
   // not what its checksum says and the stream verifies.
   std::tuple<std::string, at::Tensor> next();
+
+  // The tensor of a name, as next() gives it; the stream stays where it is. It
+  // counts in the limit, for which the pages of others may go.
+  // THROWS: c10::ValueError for a name that no tensor or several have, and as
+  // next().
+  at::Tensor tensor(const std::string& name);
+
+  // tensor(name)[begin:end], of which only that part is read and converted.
+  // THROWS: as tensor(); c10::ValueError for a tensor without dimensions,
+  // c10::IndexError unless 0 <= begin <= end <= the size of the first.
+  at::Tensor slice(const std::string& name, int64_t begin, int64_t end);
 
   // All memory held for yielded tensors goes back now. Idempotent; tensors stay
   // valid, and the stream goes on where it is.
@@ -75,6 +87,11 @@ class StreamHandle final : public torch::CustomClassHolder {
       uint64_t memory_limit_bytes,
       Conversion conversion);
   at::Tensor tensor_at(size_t position);
+  PlacedTensor placed_tensor(size_t position);
+  at::Tensor look_up(
+      size_t position,
+      const PlacedTensor& whole,
+      const PlacedTensor& part);
   stream::WindowStreamer& checked_streamer();
   void enter(size_t window);
   void release_locked();
@@ -98,20 +115,22 @@ class StreamHandle final : public torch::CustomClassHolder {
 };
 
 // torch.ops.ckpt_streamer.open(str path, int memory_limit_bytes, *,
-//     ScalarType? dtype=None, bool verify=False)
+//     ScalarType? dtype=None, bool verify=False, str[]? select=None)
 c10::intrusive_ptr<StreamHandle> open(
     const std::string& path,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
-    bool verify);
+    bool verify,
+    const std::optional<std::vector<std::string>>& select);
 
 // torch.ops.ckpt_streamer.open(str[] paths, int memory_limit_bytes, *,
-//     ScalarType? dtype=None, bool verify=False)
+//     ScalarType? dtype=None, bool verify=False, str[]? select=None)
 c10::intrusive_ptr<StreamHandle> open_files(
     const std::vector<std::string>& paths,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
-    bool verify);
+    bool verify,
+    const std::optional<std::vector<std::string>>& select);
 
 // torch.ops.ckpt_streamer.stream(Dict(str, Tensor), int memory_limit_bytes, *,
 //     ScalarType? dtype=None)

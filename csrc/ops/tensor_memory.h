@@ -22,6 +22,12 @@ struct TensorMemory {
   ByteRange span;
 };
 
+// A tensor, and where its elements come from (see TensorSource).
+struct PlacedTensor {
+  at::Tensor tensor;
+  uint64_t source_address = 0;
+};
+
 // Reads addresses only: no element is touched, a lazily cloned storage is not
 // materialised.
 [[nodiscard]] TensorMemory memory_of(const at::Tensor& tensor);

@@ -33,6 +33,10 @@ class TensorSource {
   [[nodiscard]] virtual std::string name(size_t index) const = 0;
   [[nodiscard]] virtual at::Tensor tensor(size_t index) = 0;
 
+  // The position of the tensor of that name.
+  // THROWS: CheckpointError InvalidArgument without one, or for several.
+  [[nodiscard]] virtual size_t find(const std::string& name) = 0;
+
   // Addresses of spans whose tensors have been given other memory since the
   // last call: what is there now is not known.
   [[nodiscard]] virtual std::vector<ByteRange> take_moved() {

@@ -9,10 +9,22 @@
 #include "ops/errors.h"
 #include "ops/limit_warning.h"
 #include "ops/other_writers.h"
+#include "ops/partial_reads.h"
 #include "ops/tensor_memory.h"
 
 namespace ckpt_streamer::ops {
 namespace {
+
+// The part of a limit that is kept for converted tensors on their way to
+// Python: a lot of them that fits a cache and costs each next to nothing of a
+// call.
+uint64_t lot_bytes(
+    uint64_t memory_limit_bytes,
+    const std::optional<at::ScalarType>& dtype) {
+  constexpr uint64_t kLargestLotBytes = uint64_t{4} << 20;
+  return dtype.has_value() ? std::min(kLargestLotBytes, memory_limit_bytes / 8)
+                           : 0;
+}
 
 at::Tensor int64_tensor(size_t size) {
   return at::empty({static_cast<int64_t>(size)}, at::kLong);
@@ -21,18 +33,22 @@ at::Tensor int64_tensor(size_t size) {
 }  // namespace
 
 WindowHandle::WindowHandle(int64_t memory_limit_bytes)
-    : memory_limit_bytes_(checked_limit(memory_limit_bytes)) {}
+    : memory_limit_bytes_(checked_limit(memory_limit_bytes)),
+      conversion_(std::nullopt) {}
 
 WindowHandle::WindowHandle(
     int64_t memory_limit_bytes,
     std::shared_ptr<const CheckpointTensors> checkpoint,
-    std::vector<ByteRange> spans)
+    std::vector<ByteRange> spans,
+    std::optional<at::ScalarType> dtype)
     : memory_limit_bytes_(checked_limit(memory_limit_bytes)),
       checkpoint_(std::move(checkpoint)),
+      dtype_(dtype),
+      conversion_(dtype),
       streamer_(
           std::make_unique<stream::WindowStreamer>(
               std::move(spans),
-              memory_limit_bytes_,
+              memory_limit_bytes_ - lot_bytes(memory_limit_bytes_, dtype),
               OtherWriters())),
       is_planned_(true) {}
 
@@ -128,7 +144,8 @@ void WindowHandle::enter(int64_t window) {
       streamer.window_ends().size());
   check_readable();
   streamer.enter(static_cast<size_t>(window));
-  warn_if_limit_not_held(streamer.figures(), warned_);
+  reads_in_pieces_ = conversion_.is_wanted() && streamer.is_over_limit();
+  warn_if_not_held();
 }
 
 void WindowHandle::admit(int64_t position) {
@@ -141,7 +158,7 @@ void WindowHandle::admit(int64_t position) {
       " is not one of ",
       streamer.span_count());
   streamer.admit(static_cast<size_t>(position));
-  warn_if_limit_not_held(streamer.figures(), warned_);
+  warn_if_not_held();
 }
 
 size_t WindowHandle::admit_some(std::span<const size_t> positions) {
@@ -154,8 +171,55 @@ size_t WindowHandle::admit_some(std::span<const size_t> positions) {
     streamer.admit(positions[count]);
     ++count;
   }
-  warn_if_limit_not_held(streamer.figures(), warned_);
+  warn_if_not_held();
   return count;
+}
+
+c10::List<at::Tensor> WindowHandle::converted(
+    size_t begin,
+    size_t end,
+    const std::function<PlacedTensor(size_t)>& tensor_at) {
+  const std::lock_guard lock(mutex_);
+  stream::WindowStreamer& streamer = open_streamer();
+  const uint64_t most_bytes = lot_bytes(memory_limit_bytes_, dtype_);
+  uint64_t bytes = 0;
+  c10::List<at::Tensor> lot;
+  for (size_t position = begin; position < end; ++position) {
+    const auto [tensor, source_address] = tensor_at(position);
+    if (!conversion_.changes(tensor)) {
+      if (reads_in_pieces_) {
+        streamer.admit(position);
+      }
+      lot.push_back(tensor);
+      continue;
+    }
+    bytes += static_cast<uint64_t>(tensor.numel()) * c10::elementSize(*dtype_);
+    if (bytes > most_bytes && !lot.empty()) {
+      break;
+    }
+    lot.push_back(
+        reads_in_pieces_
+            ? conversion_.in_pieces(tensor, source_address, streamer)
+            : conversion_(tensor, source_address));
+  }
+  note_copies();
+  warn_if_not_held();
+  return lot;
+}
+
+at::Tensor WindowHandle::read_part(
+    size_t position,
+    const PlacedTensor& whole,
+    const PlacedTensor& part,
+    Conversion& conversion) {
+  const std::lock_guard lock(mutex_);
+  stream::WindowStreamer& streamer = open_streamer();
+  check_readable();
+  at::Tensor result =
+      ops::read_part(streamer, position, whole, part, conversion);
+  note_copies();
+  warn_if_not_held();
+  return result;
 }
 
 void WindowHandle::check_readable() const {
@@ -168,7 +232,7 @@ void WindowHandle::release() {
   const std::lock_guard lock(mutex_);
   if (streamer_ != nullptr) {
     open_streamer().release();
-    warn_if_limit_not_held(streamer_->figures(), warned_);
+    warn_if_not_held();
   }
 }
 
@@ -178,13 +242,24 @@ void WindowHandle::close(int64_t yielded_count) {
   const std::lock_guard lock(mutex_);
   if (streamer_ != nullptr) {
     open_streamer().release();
-    warn_if_limit_not_held(streamer_->figures(), warned_);
-    closed_figures_ = streamer_->figures();
+    warn_if_not_held();
+    closed_figures_ = streamer_figures();
     closed_streamed_bytes_ = streamed_bytes(yielded_count);
     streamer_.reset();
     checkpoint_.reset();
     std::swap(released, holders_);
   }
+}
+
+stream::StreamFigures WindowHandle::streamer_figures() const {
+  stream::StreamFigures figures =
+      streamer_ ? streamer_->figures() : closed_figures_;
+  figures.memory_limit_bytes = memory_limit_bytes_;
+  return figures;
+}
+
+void WindowHandle::warn_if_not_held() {
+  warn_if_limit_not_held(streamer_figures(), warned_);
 }
 
 uint64_t WindowHandle::streamed_bytes(int64_t yielded_count) const {
@@ -206,8 +281,7 @@ c10::Dict<std::string, int64_t> WindowHandle::figures(int64_t yielded_count) {
   // Counting may raise the peak, so it comes first.
   const uint64_t resident_bytes = streamer_ ? streamer_->resident_bytes() : 0;
   const uint64_t written_bytes = streamer_ ? streamer_->written_bytes() : 0;
-  const stream::StreamFigures& figures =
-      streamer_ ? streamer_->figures() : closed_figures_;
+  const stream::StreamFigures figures = streamer_figures();
   const uint64_t over_limit_bytes =
       figures.peak_resident_bytes -
       std::min(figures.peak_resident_bytes, figures.memory_limit_bytes);

@@ -13,14 +13,17 @@
 #include <torch/custom_class.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "ops/checkpoint_tensors.h"
+#include "ops/conversion.h"
 #include "ops/storage_holders.h"
 #include "ops/tensor_memory.h"
 #include "stream/window_streamer.h"
@@ -40,13 +43,15 @@ class WindowHandle final : public torch::CustomClassHolder {
  public:
   explicit WindowHandle(int64_t memory_limit_bytes);
   // Planned already. `spans`: the addresses of the tensors' elements in that
-  // order, in the mappings of `checkpoint`, which is held until close().
-  // THROWS: c10::ValueError for a limit that is not positive, CheckpointError
-  // as stream::WindowStreamer.
+  // order, in the mappings of `checkpoint`, which is held until close(). With a
+  // dtype, a part of the limit is kept for what converted() makes.
+  // THROWS: c10::ValueError for a limit that is not positive or a dtype that
+  // Conversion refuses, CheckpointError as stream::WindowStreamer.
   WindowHandle(
       int64_t memory_limit_bytes,
       std::shared_ptr<const CheckpointTensors> checkpoint,
-      std::vector<ByteRange> spans);
+      std::vector<ByteRange> spans,
+      std::optional<at::ScalarType> dtype);
   ~WindowHandle() override;
 
   // Adds tensors to the stream; c10::Error after plan(). Many are best added in
@@ -79,6 +84,23 @@ class WindowHandle final : public torch::CustomClassHolder {
   // enter().
   size_t admit_some(std::span<const size_t> positions);
 
+  // The tensors at positions from `begin` on, in the window that was entered
+  // last, in the dtype of the constructor (see Conversion): as many as the part
+  // of the limit that is kept for them takes, at least one.
+  // REQUIRES: begin < end, a position in that window or behind its last.
+  c10::List<at::Tensor> converted(
+      size_t begin,
+      size_t end,
+      const std::function<PlacedTensor(size_t)>& tensor_at);
+
+  // As ops::read_part() of the tensor at a position.
+  // THROWS: c10::ValueError as enter().
+  at::Tensor read_part(
+      size_t position,
+      const PlacedTensor& whole,
+      const PlacedTensor& part,
+      Conversion& conversion);
+
   // Drops all clean pages. Idempotent.
   void release();
 
@@ -94,13 +116,17 @@ class WindowHandle final : public torch::CustomClassHolder {
   uint64_t streamed_bytes(int64_t yielded_count) const;
   void check_open() const;
   void check_readable() const;
-
   void note_copies();
+  // The streamer's, against the whole limit.
+  stream::StreamFigures streamer_figures() const;
+  void warn_if_not_held();
   stream::WindowStreamer& open_streamer();
 
   mutable std::mutex mutex_;
   const uint64_t memory_limit_bytes_;
   std::shared_ptr<const CheckpointTensors> checkpoint_;  // null without files
+  const std::optional<at::ScalarType> dtype_;
+  Conversion conversion_;
   // Of the tensors as they were added.
   std::vector<TensorMemory> memory_;
   StorageHolders holders_;
@@ -111,6 +137,9 @@ class WindowHandle final : public torch::CustomClassHolder {
   stream::StreamFigures closed_figures_;
   uint64_t closed_streamed_bytes_ = 0;
   bool is_planned_ = false;
+  // Whether the window entered last holds a tensor larger than the limit, to be
+  // converted in pieces.
+  bool reads_in_pieces_ = false;
   bool warned_ = false;
 };
 

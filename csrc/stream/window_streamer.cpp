@@ -276,7 +276,11 @@ bool WindowStreamer::has_room_for(size_t index) const {
 }
 
 void WindowStreamer::admit(size_t index) {
-  const ByteRange& span = spans_[index];
+  admit_part(index, spans_[index]);
+}
+
+void WindowStreamer::admit_part(size_t index, const ByteRange& part) {
+  const ByteRange span = intersect(part, spans_[index]);
   if (span.empty()) {
     return;
   }

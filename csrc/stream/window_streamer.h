@@ -102,6 +102,10 @@ class WindowStreamer {
   // REQUIRES: index < the number of spans.
   void admit(size_t index);
 
+  // The same for a part of that span: no other of its pages is made resident.
+  // I1 holds for parts of up to piece_bytes().
+  void admit_part(size_t index, const ByteRange& part);
+
   // For a span larger than the limit, read in pieces one after the other: makes
   // a part of it the only thing that is live, after dropping what was. I1 holds
   // for pieces of up to piece_bytes(), wherever they begin. An empty piece:

@@ -33,16 +33,23 @@ CheckpointIndex index_of_repeated_names() {
 
 TEST(slots_are_found_by_their_dotted_names) {
   const CheckpointIndex index = index_of_repeated_names();
-  const SlotFinder finder(index);
+  const SlotFinder finder(index, {0, 1, 2, 3});
   EXPECT((finder.find("a.b") == std::vector<uint32_t>{0, 1}));
   EXPECT((finder.find("a.0") == std::vector<uint32_t>{2, 3}));
   EXPECT(finder.find("a").empty());
   EXPECT(finder.find("").empty());
 }
 
+TEST(only_the_given_slots_are_found_by_their_positions) {
+  const CheckpointIndex index = index_of_repeated_names();
+  const SlotFinder finder(index, {3, 1});
+  EXPECT((finder.find("a.b") == std::vector<uint32_t>{1}));
+  EXPECT_EQ(finder.find_one("a.0"), uint32_t{0});
+}
+
 TEST(a_name_of_several_slots_is_an_error_with_their_keys) {
   const CheckpointIndex index = index_of_repeated_names();
-  const SlotFinder finder(index);
+  const SlotFinder finder(index, {0, 1, 2, 3});
   EXPECT_THROWS(
       CheckpointError,
       "model.pt: has 2 tensors of the name 'a.b', ['a.b'] and "
@@ -72,7 +79,7 @@ TEST(tensors_without_bytes_are_of_a_file_too) {
       CheckpointError,
       "one.pt: has 2 tensors of the name 'w', ['w'] of one.pt and ['w'] of "
       "two.pt, expected the name of one",
-      SlotFinder(index).find_one("w"));
+      SlotFinder(index, {0, 1}).find_one("w"));
 }
 
 TEST(names_come_in_any_order_of_their_containers) {

@@ -135,6 +135,27 @@ TEST(admit_keeps_the_limit_in_any_order) {
   }
 }
 
+TEST(a_part_of_a_span_makes_its_own_pages_resident_only) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  const std::vector<ByteRange> spans = {mapping.range()};
+  WindowStreamer streamer(spans, 8 * kMiB);
+  const uint64_t begin = mapping.range().begin + 5 * kMiB + 12288;
+  streamer.admit_part(0, {begin, begin + 2 * kMiB});
+  EXPECT(!streamer.is_over_limit());
+  EXPECT(mapping.resident().clean_bytes <= 2 * kMiB);
+  touch({begin, begin + 2 * kMiB});
+  EXPECT_EQ(mapping.resident().clean_bytes, 2 * kMiB);
+  // As long as there is room, beside it.
+  streamer.admit_part(0, {begin + 20 * kMiB, begin + 20 * kMiB + 1});
+  touch({begin + 20 * kMiB, begin + 20 * kMiB + 1});
+  EXPECT_EQ(mapping.resident().clean_bytes, 2 * kMiB + 4096);
+  streamer.admit_part(0, {begin + 30 * kMiB, begin + 34 * kMiB});
+  touch({begin + 30 * kMiB, begin + 34 * kMiB});
+  EXPECT_EQ(mapping.resident().clean_bytes, 4 * kMiB);
+  EXPECT(streamer.invariants_hold());
+}
+
 TEST(written_pages_survive_and_are_counted_apart) {
   const TemporaryFile file(kFileSize);
   const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);

@@ -31,7 +31,12 @@ c10::IValue open(
     std::optional<at::ScalarType> dtype) {
   const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("ckpt_streamer::open", "");
-  torch::jit::Stack stack = {path, memory_limit_bytes, dtype, /*verify=*/false};
+  torch::jit::Stack stack = {
+      path,
+      memory_limit_bytes,
+      dtype,
+      /*verify=*/false,
+      /*select=*/c10::IValue()};
   op.callBoxed(stack);
   return stack.back();
 }

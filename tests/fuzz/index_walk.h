@@ -218,7 +218,7 @@ class ValueCheck {
 };
 
 inline void check_names(const format::CheckpointIndex& index) {
-  const format::SlotFinder finder(index);
+  const format::SlotFinder finder(index, index.all_slots());
   const size_t count = std::min<size_t>(index.slots.size(), 64);
   for (uint32_t slot = 0; slot < count; ++slot) {
     const std::string name = index.slot_name(slot);

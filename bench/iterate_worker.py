@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from checkpoints import MIB, load
-from pages import drop_resident
+from pages import drop_resident, huge_page_bytes, warm
 from torch import Tensor
 
 from ckpt_streamer import stream
@@ -44,6 +44,28 @@ def seconds_of(run: Callable[[], object]) -> float:
     return seconds
 
 
+def seconds_of_each(
+    path: Path, sides: list[tuple[str, Callable[[], object]]], huge_bytes: int
+) -> dict[str, float]:
+    """Time each side once, in the order given, from the same state of the cache.
+
+    Kernels reclaim cached pages as they see fit (DAMON, for one, those of idle
+    files), and what is read in again lies in smaller folios, which cost more to
+    map and to unmap. Where that has happened, the file is warmed and the pair
+    begins anew. `huge_bytes` is what all of the file maps as huge pages when it
+    is warm.
+    """
+    while True:
+        seconds = {}
+        for name, run in sides:
+            drop_resident(path)
+            seconds[name] = seconds_of(run)
+        if huge_page_bytes(path) >= huge_bytes * 0.98:
+            return seconds
+        drop_resident(path)
+        warm(path)
+
+
 def time_pairs(
     path: Path, cases: list[dict[str, Any]], pair_count: int, warm_up_count: int
 ) -> list[dict[str, list[float]]]:
@@ -54,6 +76,7 @@ def time_pairs(
     # Each side has a mapping of its own: a stream advises the kernel how to map
     # its file, and the plain way must not see that.
     plain, other = load(path), load(path)
+    huge_bytes = huge_page_bytes(path)
     shuffle = random.Random(0)
     times = []
     for case in cases:
@@ -71,11 +94,13 @@ def time_pairs(
             ("seconds", run_other),
         ]
         seconds: dict[str, list[float]] = {name: [] for name, _ in sides}
-        for _ in range(warm_up_count + pair_count):
-            for name, run in shuffle.sample(sides, len(sides)):
-                drop_resident(path)
-                seconds[name].append(seconds_of(run))
-        times.append({name: each[warm_up_count:] for name, each in seconds.items()})
+        for i in range(warm_up_count + pair_count):
+            order = shuffle.sample(sides, len(sides))
+            each = seconds_of_each(path, order, huge_bytes)
+            if i >= warm_up_count:
+                for name, listed in seconds.items():
+                    listed.append(each[name])
+        times.append(seconds)
     return times
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,14 +12,33 @@ from pathlib import Path
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _MADV_DONTNEED = 4
+_MADV_POPULATE_READ = 22  # linux/mman.h
 _READ_BYTES = 8 * 1024 * 1024
 
 
 def resident_bytes(path: Path) -> int:
     """Return how much of a file this process has mapped in, exactly.
 
-    Rss less Anonymous, over all mappings of the file in /proc/self/smaps, which
-    is read no further than needed: all of it takes tens of milliseconds.
+    Rss less Anonymous, over all mappings of the file.
+    """
+    return _smaps_bytes(path, b"Rss:") - _smaps_bytes(path, b"Anonymous:")
+
+
+def huge_page_bytes(path: Path) -> int:
+    """Return how much of a file is mapped as huge pages when all of it is mapped."""
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    with mapping:
+        drop_resident(path)  # of others
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+        mapping.madvise(_MADV_POPULATE_READ)
+        return _smaps_bytes(path, b"FilePmdMapped:")
+
+
+def _smaps_bytes(path: Path, field: bytes) -> int:
+    """Sum up a field of /proc/self/smaps over all mappings of a file.
+
+    Read no further than needed: all of it takes tens of milliseconds.
     """
     name = os.fsencode(path.resolve()) + b"\n"
     remaining = sum(1 for _ in _mappings(path))
@@ -32,10 +52,8 @@ def resident_bytes(path: Path) -> int:
                     break
                 is_of_file = line.endswith(name)
                 remaining -= is_of_file
-            elif is_of_file and words[0] == b"Rss:":
+            elif is_of_file and words[0] == field:
                 kilobytes += int(words[1])
-            elif is_of_file and words[0] == b"Anonymous:":
-                kilobytes -= int(words[1])
     return kilobytes * 1024
 
 
@@ -68,7 +86,7 @@ def warm(path: Path) -> None:
     written may not have. They need contiguous memory, so free memory is
     compacted first, where this user may.
 
-    REQUIRES: no process maps the file; mapped pages cannot be dropped.
+    REQUIRES: no process has pages of the file mapped in; those cannot be dropped.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

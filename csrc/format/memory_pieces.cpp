@@ -84,14 +84,14 @@ void MemoryPieces::split(std::vector<uint32_t> tensors) {
 MemoryPiece MemoryPieces::piece_of(uint32_t tensor_index) const {
   const TensorRecord& tensor = index_.tensors[tensor_index];
   const uint32_t storage = tensor.storage_index;
-  const bool is_copied = !is_copied_.empty() && is_copied_[storage];
+  const bool copied = is_copied(storage);
   const ByteRange& whole = index_.storages[storage].file_range;
-  if (!is_copied || is_split_.empty() || !is_split_[storage]) {
-    return {storage, is_copied, whole};
+  if (!copied || is_split_.empty() || !is_split_[storage]) {
+    return {storage, copied, whole};
   }
   const ByteRange range = index_.file_range(tensor);
   if (range.empty()) {
-    return {storage, is_copied, {whole.begin, whole.begin}};
+    return {storage, copied, {whole.begin, whole.begin}};
   }
   // The last piece that begins at the tensor or in front of it.
   const auto behind = std::upper_bound(
@@ -111,7 +111,7 @@ MemoryPiece MemoryPieces::piece_of(uint32_t tensor_index) const {
       round_down(piece->file_range.begin - whole.begin, kLargestItemBytes);
   return {
       static_cast<uint32_t>(number),
-      is_copied,
+      copied,
       {begin, piece->file_range.end}};
 }
 

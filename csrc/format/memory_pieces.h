@@ -38,6 +38,11 @@ class MemoryPieces {
     return index_.storages.size() + split_pieces_.size();
   }
 
+  // Whether the storage's bytes are to be copied, in one piece or several.
+  [[nodiscard]] bool is_copied(uint32_t storage_index) const noexcept {
+    return !is_copied_.empty() && is_copied_[storage_index];
+  }
+
   // ENSURES: the piece begins at a whole number of the tensor's elements in
   // front of the tensor's, and holds all of them.
   // REQUIRES: tensor_index < index.tensors.size(), of a tensor with a storage.

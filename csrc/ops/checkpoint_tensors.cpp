@@ -303,6 +303,41 @@ at::Tensor CheckpointTensors::tensor(uint32_t tensor_index) const {
   return tensor;
 }
 
+std::optional<ContiguousElements> CheckpointTensors::elements(
+    uint32_t tensor_index) const {
+  const format::TensorRecord& record = index_.tensors[tensor_index];
+  if (record.kind != format::TensorKind::kStrided || record.is_conjugate ||
+      record.is_negative) {
+    return std::nullopt;
+  }
+  const std::span<const int64_t> sizes = index_.sizes(record);
+  const std::span<const int64_t> strides = index_.strides(record);
+  int64_t count = 1;
+  for (size_t dim = sizes.size(); dim-- > 0;) {
+    if (sizes[dim] != 1 && strides[dim] != count) {
+      return std::nullopt;
+    }
+    count *= sizes[dim];
+  }
+  if (count == 0 || pieces_.is_copied(record.storage_index)) {
+    return std::nullopt;
+  }
+  if (verified_ != nullptr) {
+    verified_->check(record.storage_index);
+  }
+  const format::StorageRecord& storage = index_.storages[record.storage_index];
+  return ContiguousElements{
+      files_.mapping(storage.file_index)
+          ->at(
+              storage.file_range.begin +
+              record.storage_offset_elements *
+                  format::item_size_bytes(record.dtype)),
+      scalar_type_of(record.dtype),
+      sizes,
+      count,
+      record.requires_grad};
+}
+
 c10::IValue CheckpointTensors::value(format::NodeId node) const {
   const format::ValueTree& tree = index_.values;
   return tree.kind(node) == format::NodeKind::kTensor

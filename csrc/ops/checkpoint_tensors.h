@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -76,6 +77,12 @@ class CheckpointTensors final {
   // or not what its checksum says, Io when it cannot be; Corrupt for a sparse
   // or nested tensor whose data contradicts it, which is read for that.
   [[nodiscard]] at::Tensor tensor(uint32_t tensor_index) const;
+
+  // The elements of a tensor that is a plain contiguous view of the mapping,
+  // which lives as long as this; none of any other tensor.
+  // REQUIRES, THROWS: as tensor().
+  [[nodiscard]] std::optional<ContiguousElements> elements(
+      uint32_t tensor_index) const;
 
   // REQUIRES: as tensor().
   [[nodiscard]] PlacedTensor placed_tensor(uint32_t tensor_index) const {

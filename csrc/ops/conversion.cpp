@@ -47,11 +47,11 @@ void copy(at::Tensor& destination, const at::Tensor& source) {
 
 void round_to_bfloat16(
     at::Tensor& destination,
-    const at::Tensor& source,
+    const void* source,
+    int64_t count,
     uint16_t nan) {
   ckpt_streamer::round_to_bfloat16(
-      {static_cast<const uint32_t*>(source.const_data_ptr()),
-       static_cast<size_t>(source.numel())},
+      {static_cast<const uint32_t*>(source), static_cast<size_t>(count)},
       nan,
       static_cast<uint16_t*>(destination.mutable_data_ptr()));
 }
@@ -75,7 +75,7 @@ std::optional<uint16_t> find_nan_of_torch() {
   const auto agree = [&](int64_t begin, int64_t count) {
     at::Tensor part = theirs.narrow(0, 0, count);
     copy(part, numbers.narrow(0, begin, count));
-    round_to_bfloat16(ours, numbers.narrow(0, begin, count), nan);
+    round_to_bfloat16(ours, bits + begin, count, nan);
     return std::memcmp(
                part.const_data_ptr(),
                ours.const_data_ptr(),
@@ -102,22 +102,32 @@ std::optional<uint16_t> find_nan_of_torch() {
   return nan;
 }
 
+// What most checkpoints of small tensors are converted from and to, without the
+// cost of a call of torch's.
+std::optional<uint16_t> nan_of_plain_rounding(
+    at::ScalarType source,
+    at::ScalarType destination,
+    int64_t count) {
+  if (source != at::kFloat || destination != at::kBFloat16 ||
+      count > kMostForOneThread) {
+    return std::nullopt;
+  }
+  static const std::optional<uint16_t> nan = find_nan_of_torch();
+  return nan;
+}
+
 at::Tensor convert_dense(const at::Tensor& tensor, at::ScalarType dtype) {
   at::Tensor made =
       tensor.is_contiguous()
           ? at::Tensor(at::detail::empty_cpu(tensor.sizes(), dtype))
           : empty_dense(tensor.sizes(), tensor.strides(), dtype);
-  // What most checkpoints of small tensors are converted from and to, without
-  // the cost of a call of torch's.
-  if (tensor.scalar_type() == at::kFloat && dtype == at::kBFloat16 &&
-      tensor.numel() <= kMostForOneThread) {
-    static const std::optional<uint16_t> nan = find_nan_of_torch();
-    if (nan.has_value()) {
-      round_to_bfloat16(made, tensor, *nan);
-      return made;
-    }
+  const std::optional<uint16_t> nan =
+      nan_of_plain_rounding(tensor.scalar_type(), dtype, tensor.numel());
+  if (nan.has_value()) {
+    round_to_bfloat16(made, tensor.const_data_ptr(), tensor.numel(), *nan);
+  } else {
+    copy(made, tensor);
   }
-  copy(made, tensor);
   return made;
 }
 
@@ -176,6 +186,25 @@ at::Tensor Conversion::operator()(const at::Tensor& tensor, uint64_t begin) {
                         : convert_any(tensor, *dtype_);
   remember(tensor, made);
   return with_grad_of(tensor, std::move(made));
+}
+
+bool Conversion::takes(const ContiguousElements& elements) const {
+  return dtype_.has_value() &&
+         nan_of_plain_rounding(elements.dtype, *dtype_, elements.count)
+             .has_value();
+}
+
+at::Tensor Conversion::of_elements(const ContiguousElements& elements) const {
+  at::Tensor made(at::detail::empty_cpu(elements.sizes, *dtype_));
+  round_to_bfloat16(
+      made,
+      elements.begin,
+      elements.count,
+      *nan_of_plain_rounding(elements.dtype, *dtype_, elements.count));
+  if (elements.requires_grad) {
+    made.set_requires_grad(true);
+  }
+  return made;
 }
 
 at::Tensor Conversion::in_pieces(

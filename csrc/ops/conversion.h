@@ -14,6 +14,7 @@
 #include <optional>
 #include <vector>
 
+#include "ops/tensor_memory.h"
 #include "stream/window_streamer.h"
 
 namespace ckpt_streamer::ops {
@@ -44,6 +45,16 @@ class Conversion final {
   // storage as long as one of the tensors made of them lives: tied tensors are
   // converted once and stay tied.
   [[nodiscard]] at::Tensor operator()(const at::Tensor& tensor, uint64_t begin);
+
+  // Whether of_elements() takes them: those that are changed, and not by a call
+  // of torch's.
+  [[nodiscard]] bool takes(const ContiguousElements& elements) const;
+
+  // The same of the elements of a tensor that is tied to no other, and is not
+  // made for it.
+  // REQUIRES: takes(elements).
+  [[nodiscard]] at::Tensor of_elements(
+      const ContiguousElements& elements) const;
 
   // The same for a tensor larger than the memory limit: reads it in pieces, so
   // that the limit of `streamer` holds; nothing is live there afterwards.

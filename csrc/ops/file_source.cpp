@@ -41,6 +41,11 @@ at::Tensor FileSource::tensor(size_t index) {
       checkpoint_->index().slots[order_[index]].tensor_index);
 }
 
+std::optional<ContiguousElements> FileSource::elements(size_t index) const {
+  return checkpoint_->elements(
+      checkpoint_->index().slots[order_[index]].tensor_index);
+}
+
 size_t FileSource::find(const std::string& name) {
   if (!finder_.has_value()) {
     finder_.emplace(checkpoint_->index(), order_);

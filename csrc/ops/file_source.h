@@ -25,6 +25,8 @@ class FileSource final : public TensorSource {
   [[nodiscard]] std::string name(size_t index) const override;
   // As CheckpointTensors::tensor().
   [[nodiscard]] at::Tensor tensor(size_t index) override;
+  [[nodiscard]] std::optional<ContiguousElements> elements(
+      size_t index) const override;
   [[nodiscard]] uint64_t copied_bytes() const override {
     return checkpoint_->copied_bytes();
   }

@@ -127,6 +127,11 @@ c10::List<at::Tensor> SlotList::converted(
           return PlacedTensor{
               checkpoint_->tensor(slot(position).tensor_index),
               may_be_tied(position, address) ? address : 0};
+        },
+        [&](size_t position) {
+          return may_be_tied(position, address_of(position))
+                     ? std::nullopt
+                     : checkpoint_->elements(slot(position).tensor_index);
         });
   });
 }

@@ -85,6 +85,12 @@ std::tuple<std::string, at::Tensor> StreamHandle::next() {
 }
 
 at::Tensor StreamHandle::tensor_at(size_t position) {
+  if (conversion_.is_wanted() && !may_be_tied_[position] && !reads_in_pieces_) {
+    const auto elements = source_->elements(position);
+    if (elements.has_value() && conversion_.takes(*elements)) {
+      return conversion_.of_elements(*elements);
+    }
+  }
   at::Tensor tensor = source_->tensor(position);
   if (!conversion_.changes(tensor)) {
     if (reads_in_pieces_) {

@@ -28,6 +28,15 @@ struct PlacedTensor {
   uint64_t source_address = 0;
 };
 
+// The elements of a contiguous tensor, to be read without making it.
+struct ContiguousElements {
+  const void* begin = nullptr;
+  at::ScalarType dtype = at::kFloat;
+  c10::IntArrayRef sizes;
+  int64_t count = 0;
+  bool requires_grad = false;
+};
+
 // Reads addresses only: no element is touched, a lazily cloned storage is not
 // materialised.
 [[nodiscard]] TensorMemory memory_of(const at::Tensor& tensor);

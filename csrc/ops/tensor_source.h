@@ -5,11 +5,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/byte_range.h"
+#include "ops/tensor_memory.h"
 
 namespace ckpt_streamer::ops {
 
@@ -32,6 +34,14 @@ class TensorSource {
   [[nodiscard]] virtual uint64_t source_address(size_t index) const = 0;
   [[nodiscard]] virtual std::string name(size_t index) const = 0;
   [[nodiscard]] virtual at::Tensor tensor(size_t index) = 0;
+
+  // The elements of that tensor, where it would be a plain contiguous view of a
+  // file's mapping; mostly none. Its storage is not made, nor shared.
+  [[nodiscard]] virtual std::optional<ContiguousElements> elements(
+      size_t index) const {
+    (void)index;
+    return std::nullopt;
+  }
 
   // The position of the tensor of that name.
   // THROWS: CheckpointError InvalidArgument without one, or for several.

@@ -178,13 +178,28 @@ size_t WindowHandle::admit_some(std::span<const size_t> positions) {
 c10::List<at::Tensor> WindowHandle::converted(
     size_t begin,
     size_t end,
-    const std::function<PlacedTensor(size_t)>& tensor_at) {
+    const std::function<PlacedTensor(size_t)>& tensor_at,
+    const std::function<std::optional<ContiguousElements>(size_t)>&
+        elements_at) {
   const std::lock_guard lock(mutex_);
   stream::WindowStreamer& streamer = open_streamer();
   const uint64_t most_bytes = lot_bytes(memory_limit_bytes_, dtype_);
   uint64_t bytes = 0;
   c10::List<at::Tensor> lot;
+  const auto takes = [&](int64_t element_count) {
+    bytes += static_cast<uint64_t>(element_count) * c10::elementSize(*dtype_);
+    return bytes <= most_bytes || lot.empty();
+  };
   for (size_t position = begin; position < end; ++position) {
+    const auto elements =
+        reads_in_pieces_ ? std::nullopt : elements_at(position);
+    if (elements.has_value() && conversion_.takes(*elements)) {
+      if (!takes(elements->count)) {
+        break;
+      }
+      lot.push_back(conversion_.of_elements(*elements));
+      continue;
+    }
     const auto [tensor, source_address] = tensor_at(position);
     if (!conversion_.changes(tensor)) {
       if (reads_in_pieces_) {
@@ -193,8 +208,7 @@ c10::List<at::Tensor> WindowHandle::converted(
       lot.push_back(tensor);
       continue;
     }
-    bytes += static_cast<uint64_t>(tensor.numel()) * c10::elementSize(*dtype_);
-    if (bytes > most_bytes && !lot.empty()) {
+    if (!takes(tensor.numel())) {
       break;
     }
     lot.push_back(

@@ -86,12 +86,15 @@ class WindowHandle final : public torch::CustomClassHolder {
 
   // The tensors at positions from `begin` on, in the window that was entered
   // last, in the dtype of the constructor (see Conversion): as many as the part
-  // of the limit that is kept for them takes, at least one.
+  // of the limit that is kept for them takes, at least one. `elements_at`: as
+  // Conversion::of_elements() takes them, of those that are tied to no other.
   // REQUIRES: begin < end, a position in that window or behind its last.
   c10::List<at::Tensor> converted(
       size_t begin,
       size_t end,
-      const std::function<PlacedTensor(size_t)>& tensor_at);
+      const std::function<PlacedTensor(size_t)>& tensor_at,
+      const std::function<std::optional<ContiguousElements>(size_t)>&
+          elements_at);
 
   // As ops::read_part() of the tensor at a position.
   // THROWS: c10::ValueError as enter().

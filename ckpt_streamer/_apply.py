@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +13,10 @@ from ckpt_streamer._arguments import (
     check_cpu_page_size,
     memory_limit_bytes_of,
 )
-from ckpt_streamer._checkpoint import Checkpoint, state_dict_of
+from ckpt_streamer._checkpoint import Checkpoint
 from ckpt_streamer._load import Converter, StateDictLoad
 from ckpt_streamer._progress import Progress, ProgressFunction
-from ckpt_streamer._source import KeyMap, entries_at, renamed
+from ckpt_streamer._source import KeyMap, entries_of
 
 
 def apply_state_dict(
@@ -54,7 +53,10 @@ def apply_state_dict(
         model: The module to load into.
         state_dict: A flat mapping of names to tensors, best views of a
             memory-mapped file; or the path of a checkpoint file that holds one, a
-            list of paths, or a :class:`Checkpoint`.
+            list of paths, a :class:`Checkpoint`, or a part of one. Of a file, the
+            mapping in it that has the most of the names of the model's parameters
+            and buffers, the outermost one if no other has more; which, says a line
+            of the logger ``ckpt_streamer`` at level INFO.
         converter: Called as ``converter(model, module, tensor)``, once for each
             tensor, with the module that owns it; what it returns is loaded
             instead, and held no longer than until the next is loaded. Tensors
@@ -68,7 +70,8 @@ def apply_state_dict(
             memory, in MiB.
         cpu_page_size: Accepted for compatibility and not used.
         root: Where in ``state_dict`` the entries are: keys joined by dots, as
-            ``"state_dict"``.
+            ``"state_dict"``; ``""`` for the outermost mapping of a file, whatever
+            else it holds.
         prefix: What the keys to load begin with, and lose: ``"module."`` of a
             parallel model's. Other entries are left out.
         key_map: Renames keys, after ``prefix`` is cut off: a function of the key, or
@@ -86,8 +89,9 @@ def apply_state_dict(
         TypeError: ``state_dict`` is no mapping, a number is no ``int``, or another
             argument of another type.
         ImportError: ``progress`` is True, and tqdm is not installed.
-        ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1, or two keys
-            are renamed to one.
+        ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1, two keys
+            are renamed to one, or several mappings of a file have the most of the
+            model's keys.
         KeyError: There is no such ``root``.
         OSError, ValueError, NotImplementedError: As :func:`open`, for a path.
         RuntimeError: As ``load_state_dict`` raises it, with its text, then the keys
@@ -95,16 +99,7 @@ def apply_state_dict(
     """
     limit_bytes = memory_limit_bytes_of(memory_limit_mb)
     check_cpu_page_size(cpu_page_size)
-    source: Any = state_dict_of(state_dict, memory_limit_mb)
-    if not isinstance(source, Mapping):
-        raise TypeError(f"Expected state_dict to be dict-like, got {type(source)}.")
-    if root is not None:
-        source = state_dict_of(entries_at(source, root), memory_limit_mb)
-    if prefix != "" or key_map is not None:
-        source = renamed(source, prefix, key_map)
-    entries: OrderedDict[str, Any] = OrderedDict(source)
-    if (metadata := getattr(source, "_metadata", None)) is not None:
-        entries._metadata = metadata  # type: ignore[attr-defined]
+    entries = entries_of(state_dict, model, memory_limit_mb, root, prefix, key_map)
     bar = Progress(progress, entries.values())
     return StateDictLoad(
         model, entries, converter, strict, assign, limit_bytes, bar

@@ -6,7 +6,6 @@ import builtins
 import errno
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Iterator, KeysView, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType, TracebackType
@@ -21,7 +20,6 @@ from ckpt_streamer import _ops
 from ckpt_streamer._arguments import (
     Path,
     check_dtype,
-    is_path,
     memory_limit_bytes_of,
     paths_of,
 )
@@ -34,7 +32,7 @@ from ckpt_streamer._file_stream import (
     names_of,
     selected,
 )
-from ckpt_streamer._tree import MappingNode, Tree
+from ckpt_streamer._tree import Tree
 
 
 class Checkpoint:
@@ -341,25 +339,6 @@ def open(
         _raise_os_error(error)
         raise
     return Checkpoint(handle, limit_bytes, dtype, select)
-
-
-def state_dict_of(source: Any, memory_limit_mb: int) -> Any:
-    """Make a state_dict of a path, a checkpoint or a mapping in one.
-
-    Its tensors are views of the file, made many at once; ``_metadata`` comes
-    along. Anything else is returned as it is.
-    """
-    if is_path(source):
-        source = open(source, memory_limit_mb)
-    if isinstance(source, Checkpoint):
-        source = source.root
-    if not isinstance(source, MappingNode):
-        return source
-    state_dict: OrderedDict[Any, Any] = OrderedDict(source.items())
-    metadata = getattr(source, "_metadata", None)
-    if metadata is not None:
-        state_dict._metadata = metadata  # type: ignore[attr-defined]
-    return state_dict
 
 
 def _raise_os_error(error: Exception) -> None:

@@ -36,6 +36,10 @@ class Text {
     rest_ = {buffer_.data(), static_cast<size_t>(std::max<ssize_t>(count, 0))};
   }
 
+  [[nodiscard]] bool empty() const noexcept {
+    return rest_.empty();
+  }
+
   [[nodiscard]] bool starts_with(std::string_view text) const noexcept {
     return rest_.starts_with(text);
   }
@@ -100,7 +104,11 @@ bool ThreadCensus::open_all() {
     std::from_chars(name.data(), name.data() + name.size(), id);
     if (id > 0 && id != current_thread_id()) {
       threads_.push_back(
-          {id, open_file_of(id, "syscall"), open_file_of(id, "schedstat"), 0});
+          {id,
+           open_file_of(id, "syscall"),
+           open_file_of(id, "schedstat"),
+           /*run_count=*/0,
+           Activity::kOther});
     }
   }
   ::closedir(tasks);
@@ -114,6 +122,9 @@ bool ThreadCensus::open_all() {
 ThreadCensus::Activity ThreadCensus::activity_of(
     const Thread& thread) noexcept {
   Text text(thread.syscall_descriptor);
+  if (text.empty()) {
+    return Activity::kGone;
+  }
   if (text.starts_with("running")) {
     return Activity::kRunning;
   }
@@ -143,11 +154,11 @@ uint64_t ThreadCensus::run_count_of(const Thread& thread) noexcept {
 }
 
 bool ThreadCensus::look() noexcept {
-  const bool is_known = owner_process_ == ::getpid() &&
-                        owner_thread_ == current_thread_id() &&
-                        thread_count() == threads_.size() + 1;
+  if (owner_process_ == ::getpid() && owner_thread_ == current_thread_id()) {
+    return true;  // whether these are all is asked for in mid-look
+  }
   try {
-    return is_known || (thread_count() <= kMostThreads && open_all());
+    return thread_count() <= kMostThreads && open_all();
   } catch (...) {  // no memory
     close_all();
     return false;
@@ -155,45 +166,53 @@ bool ThreadCensus::look() noexcept {
 }
 
 bool ThreadCensus::others_at_rest(const FindWorkers& find_workers) noexcept {
-  if (thread_count() == 1) {
-    return true;
+  // Threads that came or went since the last call are found at the second try.
+  for (int i = 0; i < 2 && look(); ++i) {
+    const Answer answer = ask(find_workers);
+    if (answer != Answer::kOthersNow) {
+      return answer == Answer::kAtRest;
+    }
+    close_all();
   }
-  if (!look()) {
-    return false;
-  }
+  return false;
+}
+
+ThreadCensus::Answer ThreadCensus::ask(
+    const FindWorkers& find_workers) noexcept {
   // Twice: a thread that was seen waiting may be woken by one that is looked at
-  // later and waits itself by then. If none has run between the two looks, all
-  // were waiting at once, and then none can wake another.
+  // later and waits itself by then. If none has run between its two looks, all
+  // were waiting in the middle, and then none can wake another.
   bool is_any_running = false;
+  bool is_any_other = false;
   for (Thread& thread : threads_) {
     thread.run_count = run_count_of(thread);
-    const Activity activity = activity_of(thread);
-    is_any_running = is_any_running || activity == Activity::kRunning;
-    if (activity == Activity::kOther) {
-      // Perhaps a thread that is gone, and another one in its place.
-      close_all();
-      return false;
+    thread.activity = activity_of(thread);
+    if (thread.activity == Activity::kGone) {
+      return Answer::kOthersNow;
     }
+    is_any_running = is_any_running || thread.activity == Activity::kRunning;
+    is_any_other = is_any_other || thread.activity == Activity::kOther;
   }
   std::vector<int64_t> workers;
-  if (is_any_running) {
+  if (is_any_running && !is_any_other) {
     try {
       workers = find_workers();
     } catch (...) {
-      return false;
+      return Answer::kMayRun;
     }
   }
-  for (const Thread& thread : threads_) {
-    if (std::find(workers.begin(), workers.end(), thread.id) != workers.end()) {
-      continue;
-    }
-    if (activity_of(thread) != Activity::kWaitsForProcess ||
-        thread.run_count == 0 || run_count_of(thread) != thread.run_count) {
-      return false;
-    }
+  if (thread_count() != threads_.size() + 1) {
+    return Answer::kOthersNow;
   }
-  // None was started meanwhile.
-  return thread_count() == threads_.size() + 1;
+  const bool at_rest =
+      std::all_of(threads_.begin(), threads_.end(), [&](const Thread& thread) {
+        return std::find(workers.begin(), workers.end(), thread.id) !=
+                   workers.end() ||
+               (thread.activity == Activity::kWaitsForProcess &&
+                thread.run_count != 0 &&
+                run_count_of(thread) == thread.run_count);
+      });
+  return at_rest ? Answer::kAtRest : Answer::kMayRun;
 }
 
 }  // namespace ckpt_streamer::os

@@ -38,6 +38,8 @@ SOURCES = [
     "csrc/base/error.cpp",
     "csrc/os/file_posix.cpp",
     "csrc/os/mapped_file_posix.cpp",
+    *(["csrc/os/move_away_linux.cpp"] if PLATFORM == "linux" else []),
+    f"csrc/os/page_out_{PLATFORM}.cpp",
     f"csrc/os/residency_{PLATFORM}.cpp",
     f"csrc/os/threads_{PLATFORM}.cpp",
     "csrc/format/checkpoint_files.cpp",

@@ -13,8 +13,10 @@
 //   evictable        PROCMAP_QUERY (6.11), or            mach_vm_region
 //                    /proc/self/maps
 //   drop resident    PAGEMAP_SCAN (6.7) or pagemap,      madvise(DONTNEED): a
-//                    then MADV_DONTNEED, or mremap       hint, never lossy
-//                    (5.13) and munmap: exact
+//                    then MADV_DONTNEED, MADV_PAGEOUT    hint, never lossy
+//                    (5.4) of pages that a pipe holds,
+//                    or mremap (5.13): exact
+//   page out         the same, MADV_PAGEOUT alone        as drop resident
 //   count resident   the same scan: exact                mincore: upper bound
 //   populate         MADV_POPULATE_READ (5.14) or a      a read of each page
 //                    read of each page
@@ -35,6 +37,7 @@
 
 #include "base/byte_range.h"
 #include "os/file.h"
+#include "os/page_out.h"
 
 namespace ckpt_streamer::os {
 
@@ -81,28 +84,51 @@ void prefetch(const ByteRange& addresses) noexcept;
 int drop_cached(const File& file, const ByteRange& file_range) noexcept;
 
 // Whether other threads may write to the pages while they are dropped. The look
-// at a page and its drop are two system calls, some 50 microseconds apart for
-// 64 MiB; a first write to a clean page can fall between them.
+// at a page and its drop are two system calls; a first write to a clean page
+// can fall between them.
 enum class OtherWriters {
   // None: MADV_DONTNEED, the cheapest.
   kNone,
-  // Some: the pages are moved away as they are (mremap), looked at again where
-  // no other thread can reach them, and discarded. A page that was written to
-  // meanwhile is merged back byte by byte. What remains: a thread that reads
-  // again, within those microseconds, what it has just written for the first
-  // time sees the file's bytes, and one that writes the file's own value over
-  // it then finds its earlier value. Before Linux 5.13, as kNone.
+  // Some: the kernel's reclaim unmaps the pages, which loses no write whatever
+  // happens (os/page_out.h). It passes over what somebody else has mapped as
+  // well, files that the user neither owns nor may write, pages that are just
+  // being written to disk, and some large folios (see LargeFolios). These are
+  // moved away as they are (mremap),
+  // looked at again where no other thread can reach them, and discarded. A page
+  // that was written to meanwhile is merged back byte by byte. What remains
+  // there: a thread that reads again, within some 50 microseconds, what it has
+  // just written for the first time sees the file's bytes, and one that writes
+  // the file's own value over it then finds its earlier value. Before Linux
+  // 5.13, what is passed over is dropped as for kNone.
   kPossible,
+};
+
+// What happens beside other threads to large folios that are mapped in part
+// only, which reclaim cannot unmap as they are.
+enum class LargeFolios {
+  // They are split, which takes them out of the page tables as a whole, and no
+  // write is lost or out of sight. In the page cache they stay single pages,
+  // which are slower to map and to drop, until they are read from disk again.
+  kSplit,
+  // Only those with written pages near them are; the others are moved away. For
+  // many drops of parts.
+  kKeepUnlessWritten,
 };
 
 struct DropResult {
   uint64_t found_bytes = 0;      // clean and resident before
   uint64_t remaining_bytes = 0;  // clean and resident after, by a second look
-  int error_number = 0;          // the first refusal; 0 if none
+  // Why, if anything remains: the first refusal. 0 if there was none, as where
+  // another thread reads the pages again meanwhile.
+  int error_number = 0;
+  // Whether pages beside the ranges may have been unmapped as well, because
+  // they were in large folios with those inside.
+  bool has_split = false;
 };
 
-// Reads and drops pages of this process. Holds one descriptor, reopened after a
-// fork (it names the process that opened it). Not thread-safe.
+// Reads and drops pages of this process. Holds one descriptor, and those
+// of PageOut if it drops beside others, opened anew after a fork (they name the
+// process that opened them). Not thread-safe.
 class Residency {
  public:
   explicit Residency(ScanMethod method = ScanMethod::kBest) noexcept;
@@ -117,7 +143,12 @@ class Residency {
   // REQUIRES: the ranges lie in private file mappings, whole pages.
   DropResult drop_resident(
       std::span<const ByteRange> ranges,
-      OtherWriters other_writers = OtherWriters::kPossible) noexcept;
+      OtherWriters other_writers = OtherWriters::kPossible,
+      LargeFolios large_folios = LargeFolios::kSplit) noexcept;
+
+  // The same by the kernel's reclaim alone: other threads may read and write
+  // the pages all the while (os/page_out.h).
+  DropResult page_out(std::span<const ByteRange> ranges) noexcept;
 
   // Bytes of clean resident file pages in the ranges. Where page tables cannot
   // be read: the size of the ranges, an upper bound (see can_scan()).
@@ -138,22 +169,34 @@ class Residency {
 
  private:
   enum class PageKind {
-    kClean,    // resident, and the file's own
-    kWritten,  // a private copy, resident or swapped out
+    kClean,            // resident, and the file's own
+    kCleanByHugeness,  // the same, in other runs where mapped as huge pages
+    kWritten,          // a private copy, resident or swapped out
   };
+  // How pages are dropped, one way after the other on what remains.
+  enum class Way { kDiscard, kPageOut, kSplit, kSplitIfWritten, kMoveAway };
+  static constexpr uint64_t kUnknownBytes = ~uint64_t{0};
 
-  // Calls visit(run) for each run of such pages in `range`, ascending; false
-  // when the page tables cannot be read.
+  // Calls visit(run, is_huge) for each run of such pages in `range`, ascending;
+  // false when the page tables cannot be read.
   template <typename Visit>
   bool for_each_run(
       const ByteRange& range,
       PageKind kind,
       Visit visit) noexcept;
   bool ensure_open() noexcept;
-  // Each drops one run of clean pages; 0 or an errno.
-  int discard(const ByteRange& run) noexcept;
-  int move_and_discard(const ByteRange& run, bool may_be_locked) noexcept;
+  void drop_range(
+      const ByteRange& range,
+      std::span<const Way> ways,
+      DropResult& result) noexcept;
+  // Returns the bytes found, or kUnknownBytes; sets the first error.
+  uint64_t drop_runs(
+      const ByteRange& range,
+      Way way,
+      int& error_number) noexcept;
+  int drop_run(const ByteRange& run, bool is_huge, Way way) noexcept;
 
+  PageOut page_out_;
   ScanMethod method_;
   bool fast_scan_works_ = true;
   int descriptor_ = -1;

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
@@ -13,18 +12,14 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "os/advise.h"
+#include "os/move_away.h"
 #include "os/residency.h"
 
 // From the kernel's linux/mman.h and linux/fs.h, for headers older than the
 // kernel that runs.
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
-#endif
-#ifndef MADV_COLD
-#define MADV_COLD 20
-#endif
-#ifndef MREMAP_DONTUNMAP
-#define MREMAP_DONTUNMAP 4
 #endif
 
 namespace ckpt_streamer::os {
@@ -54,6 +49,7 @@ constexpr unsigned long kPagemapScan = _IOWR('f', 16, PagemapScan);
 constexpr uint64_t kPageIsFile = uint64_t{1} << 2;
 constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
 constexpr uint64_t kPageIsSwapped = uint64_t{1} << 4;
+constexpr uint64_t kPageIsHuge = uint64_t{1} << 6;
 
 // linux/fs.h, struct procmap_query (since 6.11).
 struct ProcmapQuery {
@@ -82,86 +78,6 @@ constexpr uint64_t kFileBackedVma = 0x20;
 constexpr uint64_t kEntryPresent = uint64_t{1} << 63;
 constexpr uint64_t kEntrySwapped = uint64_t{1} << 62;
 constexpr uint64_t kEntryFileOrShared = uint64_t{1} << 61;
-
-void* pointer_to(uint64_t address) noexcept {
-  // NOLINTNEXTLINE(performance-no-int-to-ptr): addresses are kept as numbers
-  return reinterpret_cast<void*>(address);
-}
-
-int advise(const ByteRange& range, int advice) noexcept {
-  return ::madvise(pointer_to(range.begin), range.size_bytes(), advice) == 0
-             ? 0
-             : errno;
-}
-
-// Whether any memory of this process is locked; yes where that cannot be read.
-bool has_locked_memory() noexcept {
-  const int descriptor = ::open("/proc/self/status", O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) {
-    return true;
-  }
-  std::array<char, 4096> buffer;
-  const ssize_t count = ::read(descriptor, buffer.data(), buffer.size());
-  ::close(descriptor);
-  const std::string_view text(
-      buffer.data(),
-      static_cast<size_t>(std::max<ssize_t>(count, 0)));
-  constexpr std::string_view kName = "\nVmLck:";
-  size_t at = text.find(kName);
-  if (at != std::string_view::npos) {
-    at = text.find_first_not_of(" \t", at + kName.size());
-  }
-  uint64_t kilobytes = 1;
-  if (at != std::string_view::npos) {
-    std::from_chars(text.data() + at, text.data() + text.size(), kilobytes);
-  }
-  return kilobytes != 0;
-}
-
-// Whether mremap(MREMAP_DONTUNMAP) takes file mappings: since 5.13. Tried on
-// one of this process's own.
-bool file_mappings_can_move() noexcept {
-  const int descriptor = ::open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) {
-    return false;
-  }
-  const uint64_t size = page_size_bytes();
-  void* const page =
-      ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-  ::close(descriptor);
-  if (page == MAP_FAILED) {
-    return false;
-  }
-  void* const moved =
-      ::mremap(page, size, size, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr);
-  ::munmap(page, size);
-  if (moved == MAP_FAILED) {
-    return false;
-  }
-  ::munmap(moved, size);
-  return true;
-}
-
-// Brings a page that another thread wrote to on its way out back to where it
-// was. `moved` is the page; at `place` there is a page of the file again,
-// perhaps written to since. Written bytes are those that differ from the
-// file's; of two writes to one byte the later stands.
-void merge_back(uint64_t moved, uint64_t place) noexcept {
-  const uint64_t page_size = page_size_bytes();
-  std::array<unsigned char, 65536> written;  // no Linux has larger pages
-  auto* const moved_bytes = static_cast<unsigned char*>(pointer_to(moved));
-  auto* const place_bytes = static_cast<unsigned char*>(pointer_to(place));
-  std::memcpy(written.data(), moved_bytes, page_size);
-  // Nobody else knows this address: dropping the copy brings the file's page.
-  advise({moved, moved + page_size}, MADV_DONTNEED);
-  for (uint64_t i = 0; i < page_size; ++i) {
-    unsigned char from_file = moved_bytes[i];
-    if (written[i] != from_file) {
-      std::atomic_ref(place_bytes[i])
-          .compare_exchange_strong(from_file, written[i]);
-    }
-  }
-}
 
 uint64_t read_number(const char* path, uint64_t otherwise) noexcept {
   try {
@@ -380,7 +296,7 @@ bool Residency::for_each_run(
     const ByteRange& range,
     PageKind kind,
     Visit visit) noexcept {
-  const bool clean = kind == PageKind::kClean;
+  const bool clean = kind != PageKind::kWritten;
   if (!ensure_open()) {
     return false;
   }
@@ -401,7 +317,9 @@ bool Residency::for_each_run(
       scan.category_anyof_mask = kPageIsPresent | kPageIsSwapped;
     }
     // Categories that are not returned do not split runs.
-    scan.return_mask = scan.category_mask;
+    scan.return_mask = kind == PageKind::kCleanByHugeness
+                           ? scan.category_mask | kPageIsHuge
+                           : scan.category_mask;
     const int count = ::ioctl(descriptor_, kPagemapScan, &scan);
     if (count < 0 || scan.walk_end <= cursor) {
       // Kernels before 6.7 answer ENOTTY; whatever the reason, the older way
@@ -410,7 +328,9 @@ bool Residency::for_each_run(
       break;
     }
     for (int i = 0; i < count; ++i) {
-      visit(ByteRange{regions[i].start, regions[i].end});
+      visit(
+          ByteRange{regions[i].start, regions[i].end},
+          (regions[i].categories & kPageIsHuge) != 0);
     }
     cursor = scan.walk_end;
   }
@@ -444,7 +364,7 @@ bool Residency::for_each_run(
       }
       if (run.end != cursor) {
         if (!run.empty()) {
-          visit(run);
+          visit(run, /*is_huge=*/false);
         }
         run.begin = cursor;
       }
@@ -452,101 +372,105 @@ bool Residency::for_each_run(
     }
   }
   if (!run.empty()) {
-    visit(run);
+    visit(run, /*is_huge=*/false);
   }
   return true;
 }
 
-int Residency::discard(const ByteRange& run) noexcept {
-  return advise(run, MADV_DONTNEED);
+uint64_t Residency::drop_runs(
+    const ByteRange& range,
+    Way way,
+    int& error_number) noexcept {
+  uint64_t found_bytes = 0;
+  const auto drop = [&](const ByteRange& run, bool is_huge) {
+    found_bytes += run.size_bytes();
+    const int failure = drop_run(run, is_huge, way);
+    error_number = error_number != 0 ? error_number : failure;
+  };
+  const auto kind =
+      way == Way::kPageOut ? PageKind::kCleanByHugeness : PageKind::kClean;
+  return for_each_run(range, kind, drop) ? found_bytes : kUnknownBytes;
 }
 
-int Residency::move_and_discard(
-    const ByteRange& run,
-    bool may_be_locked) noexcept {
-  static const bool works = file_mappings_can_move();
-  if (!works) {
-    return discard(run);
+int Residency::drop_run(const ByteRange& run, bool is_huge, Way way) noexcept {
+  switch (way) {
+    case Way::kDiscard:
+      return advise(run, MADV_DONTNEED);
+    case Way::kPageOut:
+      return page_out_.unmap(run, is_huge);
+    case Way::kSplitIfWritten: {
+      const ByteRange blocks = round_outward(run, fault_extent_bytes());
+      return count_written({&blocks, 1}) > 0 ? PageOut::split(run) : 0;
+    }
+    case Way::kSplit:
+      return PageOut::split(run);
+    case Way::kMoveAway:
+      break;
   }
-  // A part of a locked mapping that moves unlocks the rest of it. MADV_COLD
-  // refuses locked memory, as MADV_DONTNEED does, and otherwise does no harm to
-  // a page that is about to go.
-  if (may_be_locked) {
-    const int error_number =
-        advise({run.begin, run.begin + page_size_bytes()}, MADV_COLD);
-    if (error_number != 0) {
-      return error_number;
+  const auto scan = [this](const ByteRange& range, const auto& visit) {
+    return for_each_run(
+        range,
+        PageKind::kWritten,
+        [&](const ByteRange& written, bool) { visit(written); });
+  };
+  return move_away(run, has_locked_memory(), scan);
+}
+
+void Residency::drop_range(
+    const ByteRange& range,
+    std::span<const Way> ways,
+    DropResult& result) noexcept {
+  uint64_t found_bytes = 0;
+  uint64_t remaining_bytes = 0;
+  int error_number = 0;
+  for (const Way way : ways) {
+    error_number = 0;
+    const uint64_t bytes = drop_runs(range, way, error_number);
+    if (bytes == kUnknownBytes) {
+      found_bytes = remaining_bytes = range.size_bytes();
+      error_number = scan_error_;
+      break;
+    }
+    found_bytes = std::max(found_bytes, bytes);
+    const bool may_split = way == Way::kSplit || way == Way::kSplitIfWritten;
+    result.has_split = result.has_split || (may_split && bytes > 0);
+    remaining_bytes = bytes == 0 ? 0 : count_resident({&range, 1});
+    if (remaining_bytes == 0) {
+      break;
     }
   }
-  // Moves the page tables' entries, each atomically with respect to faults: a
-  // write comes either before, and is in the page that moves, or after, and
-  // faults a page of the file in anew.
-  void* const moved = ::mremap(
-      pointer_to(run.begin),
-      run.size_bytes(),
-      run.size_bytes(),
-      MREMAP_MAYMOVE | MREMAP_DONTUNMAP,
-      nullptr);
-  if (moved == MAP_FAILED) {
-    const int error_number = errno;
-    // EFAULT: the run has come to lie in several mappings, as where a part was
-    // given other flags. ENOMEM: no room for it at once.
-    const uint64_t half = run.size_bytes() / 2 / page_size_bytes();
-    if ((error_number != EFAULT && error_number != ENOMEM) || half == 0) {
-      return error_number;
-    }
-    const uint64_t middle = run.begin + half * page_size_bytes();
-    const int first = move_and_discard({run.begin, middle}, may_be_locked);
-    const int second = move_and_discard({middle, run.end}, may_be_locked);
-    return first != 0 ? first : second;
+  result.found_bytes += found_bytes;
+  result.remaining_bytes += remaining_bytes;
+  if (remaining_bytes > 0 && result.error_number == 0) {
+    result.error_number = error_number;
   }
-  const auto begin = reinterpret_cast<uint64_t>(moved);
-  const ByteRange range = {begin, begin + run.size_bytes()};
-  const bool scanned =
-      for_each_run(range, PageKind::kWritten, [&](const ByteRange& written) {
-        for (uint64_t page = written.begin; page < written.end;
-             page += page_size_bytes()) {
-          merge_back(page, run.begin + (page - begin));
-        }
-      });
-  if (!scanned) {
-    // Cannot be told from clean ones any more: all pages count as written.
-    for (uint64_t page = range.begin; page < range.end;
-         page += page_size_bytes()) {
-      merge_back(page, run.begin + (page - begin));
-    }
-  }
-  ::munmap(moved, run.size_bytes());
-  return 0;
 }
 
 DropResult Residency::drop_resident(
     std::span<const ByteRange> ranges,
-    OtherWriters other_writers) noexcept {
+    OtherWriters other_writers,
+    LargeFolios large_folios) noexcept {
+  static constexpr std::array kAlone = {Way::kDiscard};
+  const std::array beside_others = {
+      Way::kPageOut,
+      large_folios == LargeFolios::kSplit ? Way::kSplit : Way::kSplitIfWritten,
+      Way::kMoveAway};
   DropResult result;
-  const bool may_be_locked = other_writers == OtherWriters::kPossible &&
-                             !ranges.empty() && has_locked_memory();
   for (const ByteRange& range : ranges) {
-    uint64_t found_bytes = 0;
-    const auto drop = [&](const ByteRange& run) {
-      found_bytes += run.size_bytes();
-      const int error_number = other_writers == OtherWriters::kNone
-                                   ? discard(run)
-                                   : move_and_discard(run, may_be_locked);
-      if (error_number != 0 && result.error_number == 0) {
-        result.error_number = error_number;
-      }
-    };
-    if (!for_each_run(range, PageKind::kClean, drop)) {
-      result.found_bytes += range.size_bytes();
-      result.remaining_bytes += range.size_bytes();
-      result.error_number = scan_error_;
-      continue;
+    if (other_writers == OtherWriters::kNone) {
+      drop_range(range, kAlone, result);
+    } else {
+      drop_range(range, beside_others, result);
     }
-    result.found_bytes += found_bytes;
-    if (found_bytes > 0) {
-      result.remaining_bytes += count_resident({&range, 1});
-    }
+  }
+  return result;
+}
+
+DropResult Residency::page_out(std::span<const ByteRange> ranges) noexcept {
+  static constexpr std::array kWays = {Way::kPageOut, Way::kSplit};
+  DropResult result;
+  for (const ByteRange& range : ranges) {
+    drop_range(range, kWays, result);
   }
   return result;
 }
@@ -555,7 +479,7 @@ uint64_t Residency::count_resident(std::span<const ByteRange> ranges) noexcept {
   uint64_t total = 0;
   for (const ByteRange& range : ranges) {
     uint64_t in_range = 0;
-    const auto add = [&](const ByteRange& run) {
+    const auto add = [&](const ByteRange& run, bool) {
       in_range += run.size_bytes();
     };
     total += for_each_run(range, PageKind::kClean, add) ? in_range
@@ -567,7 +491,7 @@ uint64_t Residency::count_resident(std::span<const ByteRange> ranges) noexcept {
 uint64_t Residency::count_written(std::span<const ByteRange> ranges) noexcept {
   uint64_t total = 0;
   for (const ByteRange& range : ranges) {
-    for_each_run(range, PageKind::kWritten, [&](const ByteRange& run) {
+    for_each_run(range, PageKind::kWritten, [&](const ByteRange& run, bool) {
       total += run.size_bytes();
     });
   }

@@ -12,22 +12,10 @@
 #include <cerrno>
 
 #include "base/error.h"
+#include "os/advise.h"
 #include "os/residency.h"
 
 namespace ckpt_streamer::os {
-namespace {
-
-void* pointer_to(uint64_t address) noexcept {
-  return reinterpret_cast<void*>(address);
-}
-
-int advise(const ByteRange& range, int advice) noexcept {
-  return ::madvise(pointer_to(range.begin), range.size_bytes(), advice) == 0
-             ? 0
-             : errno;
-}
-
-}  // namespace
 
 uint64_t page_size_bytes() noexcept {
   static const uint64_t value = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
@@ -102,7 +90,8 @@ int Residency::scan_error() noexcept {
 
 DropResult Residency::drop_resident(
     std::span<const ByteRange> ranges,
-    OtherWriters) noexcept {
+    OtherWriters,
+    LargeFolios) noexcept {
   DropResult result;
   for (const ByteRange& range : ranges) {
     result.found_bytes += count_resident({&range, 1});
@@ -113,6 +102,10 @@ DropResult Residency::drop_resident(
     result.remaining_bytes += count_resident({&range, 1});
   }
   return result;
+}
+
+DropResult Residency::page_out(std::span<const ByteRange> ranges) noexcept {
+  return drop_resident(ranges, OtherWriters::kPossible);
 }
 
 uint64_t Residency::count_resident(std::span<const ByteRange> ranges) noexcept {

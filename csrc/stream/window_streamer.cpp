@@ -195,6 +195,16 @@ void WindowStreamer::append_owned(
   }
 }
 
+os::DropResult WindowStreamer::drop(
+    std::span<const ByteRange> ranges,
+    os::OtherWriters other_writers) noexcept {
+  return residency_.drop_resident(
+      ranges,
+      other_writers,
+      rules_.pins_edges() ? os::LargeFolios::kKeepUnlessWritten
+                          : os::LargeFolios::kSplit);
+}
+
 void WindowStreamer::record(
     const os::DropResult& result,
     uint64_t kept_bytes) noexcept {
@@ -217,8 +227,7 @@ void WindowStreamer::begin_if_idle() {
     // What is resident from before the stream would come on top of it. Not
     // recorded as a peak: it was not the stream that made it resident. What was
     // read since a release is.
-    const os::DropResult result =
-        residency_.drop_resident(all_extents_, other_writers_());
+    const os::DropResult result = drop(all_extents_, other_writers_());
     if (was_live_) {
       record(result, 0);
     }
@@ -229,8 +238,13 @@ void WindowStreamer::begin_if_idle() {
 }
 
 void WindowStreamer::drop_live(const ByteRange& next) {
+  const os::OtherWriters other_writers = other_writers_();
+  // Beside other threads, whole blocks are cheaper to drop than parts.
+  const bool keeps =
+      !next.empty() &&
+      (rules_.pins_edges() || other_writers == os::OtherWriters::kNone);
   const ByteRange kept =
-      next.empty() ? ByteRange{} : round_outward(next, os::page_size_bytes());
+      keeps ? round_outward(next, os::page_size_bytes()) : ByteRange{};
   std::vector<ByteRange> ranges;
   std::vector<ByteRange> kept_ranges;
   for (const ByteRange& extent : in_fault_blocks(live_.extents())) {
@@ -245,8 +259,7 @@ void WindowStreamer::drop_live(const ByteRange& next) {
   }
   live_.clear();
   const uint64_t kept_bytes = residency_.count_resident(kept_ranges);
-  const os::DropResult result =
-      residency_.drop_resident(ranges, other_writers_());
+  const os::DropResult result = drop(ranges, other_writers);
   record(result, kept_bytes);
   figures_.undropped_bytes += result.remaining_bytes;
 }
@@ -326,25 +339,32 @@ void WindowStreamer::pin_edges(const ByteRange& extent) {
       round_outward({extent.end - 1, extent.end}, block_bytes);
   const std::vector<ByteRange> live = live_.extents();
   for (const ByteRange& block : {first_block, last_block}) {
-    std::vector<ByteRange> inner;
-    append_owned(intersect(extent, block), inner);
-    for (const ByteRange& range : inner) {
-      residency_.populate(range);
-    }
+    std::vector<ByteRange> inside;
     std::vector<ByteRange> outside;
     uint64_t cursor = block.begin;
     for (const ByteRange& kept : live) {
-      const ByteRange inside = intersect(kept, block);
-      if (!inside.empty()) {
-        append_owned({cursor, inside.begin}, outside);
-        cursor = inside.end;
+      const ByteRange overlap = intersect(kept, block);
+      if (!overlap.empty()) {
+        append_owned(overlap, inside);
+        append_owned({cursor, overlap.begin}, outside);
+        cursor = overlap.end;
       }
     }
     append_owned({cursor, block.end}, outside);
-    const os::DropResult result =
-        residency_.drop_resident(outside, other_writers_());
-    record(result, 0);
-    figures_.undropped_bytes += result.remaining_bytes;
+    // What the extent has in the block; all that is live if a drop took it.
+    std::vector<ByteRange> missing;
+    append_owned(intersect(extent, block), missing);
+    while (!missing.empty()) {
+      for (const ByteRange& range : missing) {
+        residency_.populate(range);
+      }
+      const os::DropResult result = drop(outside, other_writers_());
+      record(result, 0);
+      figures_.undropped_bytes += result.remaining_bytes;
+      // At most once: what has been split is single pages.
+      missing = result.has_split ? std::exchange(inside, {})
+                                 : std::vector<ByteRange>();
+    }
   }
 }
 
@@ -354,8 +374,7 @@ void WindowStreamer::release() {
 
 void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
   figures_.undropped_bytes = 0;  // all of it is looked at again
-  const os::DropResult result =
-      residency_.drop_resident(all_extents_, other_writers);
+  const os::DropResult result = drop(all_extents_, other_writers);
   record(result, 0);
   figures_.undropped_bytes = result.remaining_bytes;
   live_.clear();

@@ -25,6 +25,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "base/byte_range.h"
@@ -159,6 +160,9 @@ class WindowStreamer {
   void begin_if_idle();
   // Keeps faults at both edges of a live extent from mapping what is outside.
   void pin_edges(const ByteRange& extent);
+  os::DropResult drop(
+      std::span<const ByteRange> ranges,
+      os::OtherWriters other_writers) noexcept;
   // `kept_bytes`: what was clean and resident and not to be dropped.
   void record(const os::DropResult& result, uint64_t kept_bytes) noexcept;
   // The part of [range) in the mappings that back the spans.

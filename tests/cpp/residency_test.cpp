@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <thread>
+#include <vector>
 
 #include "temporary_file.h"
 #include "test_macros.h"
@@ -19,6 +21,28 @@ using ckpt_streamer::testing::TemporaryFile;
 using ckpt_streamer::testing::TestMapping;
 
 constexpr uint64_t kSize = 8 << 20;
+uint64_t cached_bytes(const TestMapping& mapping) {
+  std::vector<unsigned char> in_core(
+      mapping.range().size_bytes() / page_size_bytes());
+  EXPECT_EQ(
+      ::mincore(
+          const_cast<char*>(mapping.bytes()),
+          mapping.range().size_bytes(),
+          in_core.data()),
+      0);
+  return page_size_bytes() *
+         static_cast<uint64_t>(std::count_if(
+             in_core.begin(),
+             in_core.end(),
+             [](unsigned char state) { return (state & 1) != 0; }));
+}
+
+void write_to_disk(const TemporaryFile& file) {
+  const int descriptor = ::open(file.path().c_str(), O_RDONLY | O_CLOEXEC);
+  EXPECT_EQ(::fsync(descriptor), 0);
+  ::close(descriptor);
+}
+
 constexpr ScanMethod kMethods[] = {ScanMethod::kBest, ScanMethod::kPagemap};
 
 TEST(private_file_mappings_lists_private_file_mappings_only) {
@@ -132,6 +156,95 @@ TEST(drop_resident_loses_no_write_of_another_thread) {
   }
 }
 
+// As many threads as given write to one page after the other, once each, while
+// they are paged out over and over; returns how many of the writes could not be
+// read back a little later.
+uint64_t writes_not_read_back(const TestMapping& mapping, int thread_count) {
+  const ByteRange range = mapping.range();
+  std::atomic<int> running = thread_count;
+  std::atomic<uint64_t> missed = 0;
+  std::vector<std::thread> writers;
+  for (int thread = 0; thread < thread_count; ++thread) {
+    writers.emplace_back([&, thread] {
+      for (uint64_t page = 0; page < kSize; page += page_size_bytes()) {
+        const uint64_t at = page + 64 * static_cast<uint64_t>(thread);
+        volatile char& byte = mapping.bytes()[at];
+        const char written = static_cast<char>(pattern_at(at) + 1);
+        byte = written;
+        // A processor may know the file's page for a moment yet.
+        int tries = 0;
+        while (byte != written && tries < 1000) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          ++tries;
+        }
+        missed += byte == written ? 0 : 1;
+      }
+      --running;
+    });
+  }
+  Residency residency;
+  while (running > 0) {
+    mapping.touch();
+    residency.page_out({&range, 1});
+  }
+  for (std::thread& writer : writers) {
+    writer.join();
+  }
+  return missed;
+}
+
+TEST(page_out_loses_no_write) {
+  const TemporaryFile file(kSize);
+  for (int round = 0; round < 10; ++round) {
+    const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+    EXPECT_EQ(writes_not_read_back(mapping, 1 + round % 3), uint64_t{0});
+    const ByteRange range = mapping.range();
+    Residency residency;
+    residency.page_out({&range, 1});
+    for (uint64_t page = 0; page < kSize; page += page_size_bytes()) {
+      EXPECT_EQ(mapping.bytes()[page], static_cast<char>(pattern_at(page) + 1));
+    }
+  }
+}
+
+// Reclaim passes over pages that another processor is still adding to its list.
+// Returns what was found at first.
+uint64_t page_out_all(Residency& residency, const ByteRange& range) {
+  const DropResult first = residency.page_out({&range, 1});
+  uint64_t remaining_bytes = first.remaining_bytes;
+  for (int i = 0; i < 1000 && remaining_bytes > 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    remaining_bytes = residency.page_out({&range, 1}).remaining_bytes;
+  }
+  EXPECT_EQ(remaining_bytes, uint64_t{0});
+  return first.found_bytes;
+}
+
+TEST(page_out_keeps_the_page_cache) {
+  const TemporaryFile file(kSize);
+  write_to_disk(file);
+  for (const auto huge_pages : {HugePages::kAvoid, HugePages::kPrefer}) {
+    for (const bool is_written : {false, true}) {
+      const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+      const ByteRange range = mapping.range();
+      advise_huge_pages({&range, 1}, huge_pages);
+      mapping.touch();
+      if (is_written) {
+        mapping.bytes()[kSize / 2] = 'w';
+        mapping.touch();
+      }
+      Residency residency;
+      EXPECT_EQ(
+          page_out_all(residency, range),
+          kSize - (is_written ? page_size_bytes() : 0));
+      EXPECT_EQ(cached_bytes(mapping), kSize);
+      EXPECT_EQ(
+          mapping.bytes()[kSize / 2],
+          is_written ? 'w' : pattern_at(kSize / 2));
+    }
+  }
+}
+
 TEST(drop_resident_drops_across_parts_with_other_flags) {
   const TemporaryFile file(kSize);
   const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
@@ -154,20 +267,34 @@ TEST(drop_resident_drops_across_parts_with_other_flags) {
   EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
 }
 
-TEST(drop_resident_touches_nothing_outside_its_ranges) {
+TEST(drop_resident_drops_what_is_in_its_ranges) {
   const TemporaryFile file(kSize);
   for (const ScanMethod method : kMethods) {
-    const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
-    const ByteRange whole = mapping.range();
-    advise_huge_pages({&whole, 1}, HugePages::kAvoid);
-    mapping.touch();
-    Residency residency(method);
-    const ByteRange ranges[] = {
-        {whole.begin + (1 << 20), whole.begin + (2 << 20)},
-        {whole.begin + (4 << 20), whole.begin + (5 << 20)}};
-    const DropResult result = residency.drop_resident(ranges);
-    EXPECT_EQ(result.found_bytes, uint64_t{2 << 20});
-    EXPECT_EQ(mapping.resident().clean_bytes, kSize - (2 << 20));
+    for (const auto writers : {OtherWriters::kNone, OtherWriters::kPossible}) {
+      const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+      const ByteRange whole = mapping.range();
+      advise_huge_pages({&whole, 1}, HugePages::kAvoid);
+      mapping.touch();
+      const uint64_t page_size = page_size_bytes();
+      mapping.bytes()[5 * page_size] = 'w';  // outside
+      mapping.touch();
+      Residency residency(method);
+      const ByteRange ranges[] = {
+          {whole.begin + (1 << 20), whole.begin + (2 << 20)},
+          {whole.begin + (4 << 20), whole.begin + (5 << 20)}};
+      const DropResult result = residency.drop_resident(ranges, writers);
+      EXPECT_EQ(result.found_bytes, uint64_t{2 << 20});
+      EXPECT_EQ(result.remaining_bytes, uint64_t{0});
+      EXPECT_EQ(residency.count_resident(ranges), uint64_t{0});
+      EXPECT(!result.has_split || writers == OtherWriters::kPossible);
+      const uint64_t outside_bytes = mapping.resident().clean_bytes;
+      EXPECT(outside_bytes <= kSize - (2 << 20) - page_size);
+      EXPECT(
+          result.has_split || outside_bytes == kSize - (2 << 20) - page_size);
+      EXPECT_EQ(mapping.resident().written_bytes, page_size);
+      EXPECT_EQ(mapping.bytes()[5 * page_size], 'w');
+      EXPECT_EQ(mapping.bytes()[kSize - 1], pattern_at(kSize - 1));
+    }
   }
 }
 
@@ -266,19 +393,9 @@ TEST(drop_cached_gives_back_the_kernels_copy) {
   const TestMapping mapping(path.path(), kSize, MAP_SHARED);
   // Dirty pages stay: they must reach the disk first.
   EXPECT_EQ(::msync(const_cast<char*>(mapping.bytes()), kSize, MS_SYNC), 0);
-  const int descriptor = ::open(path.path().c_str(), O_RDONLY);
-  EXPECT_EQ(::fsync(descriptor), 0);
-  ::close(descriptor);
+  write_to_disk(path);
   EXPECT_EQ(drop_cached(file, {0, kSize}), 0);
-  std::vector<unsigned char> in_core(kSize / page_size_bytes());
-  EXPECT_EQ(
-      ::mincore(const_cast<char*>(mapping.bytes()), kSize, in_core.data()),
-      0);
-  const auto cached =
-      std::count_if(in_core.begin(), in_core.end(), [](unsigned char state) {
-        return (state & 1) != 0;
-      });
-  EXPECT_EQ(cached, std::ptrdiff_t{0});
+  EXPECT_EQ(cached_bytes(mapping), uint64_t{0});
 }
 
 }  // namespace

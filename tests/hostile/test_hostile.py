@@ -68,7 +68,8 @@ def test_a_defect_is_named(tmp_path: Path, generator: Generator) -> None:
     # A byte of a pickle may be a tuple around all before it: the most that is
     # made of one is some 180 bytes.
     assert outcome.growth_bytes <= 200 * file_bytes + 16 * MIB
-    assert outcome.cpu_seconds <= 1 + 2 * file_bytes / MIB
+    # What grows with the square of the size takes minutes.
+    assert outcome.cpu_seconds <= 4 + 8 * file_bytes / MIB
 
 
 def test_there_are_many() -> None:

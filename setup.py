@@ -98,6 +98,7 @@ SOURCES = [
     "csrc/ops/slot_list.cpp",
     "csrc/ops/storage_holders.cpp",
     "csrc/ops/stream_handle.cpp",
+    "csrc/ops/stream_stats.cpp",
     "csrc/ops/strided_view.cpp",
     "csrc/ops/tensor_memory.cpp",
     "csrc/ops/verified_records.cpp",

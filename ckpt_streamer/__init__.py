@@ -3,6 +3,7 @@
 from ckpt_streamer._apply import apply_state_dict
 from ckpt_streamer._checkpoint import Checkpoint, open
 from ckpt_streamer._ops import library_path
+from ckpt_streamer._stats import StreamStats
 from ckpt_streamer._stream import Stream, stream
 from ckpt_streamer._tree import OpaqueArray, OpaqueGlobal, OpaqueObject
 
@@ -12,6 +13,7 @@ __all__ = [
     "OpaqueGlobal",
     "OpaqueObject",
     "Stream",
+    "StreamStats",
     "apply_state_dict",
     "library_path",
     "open",

@@ -32,6 +32,7 @@ from ckpt_streamer._file_stream import (
     names_of,
     selected,
 )
+from ckpt_streamer._stats import StreamStats
 from ckpt_streamer._tree import Tree
 
 
@@ -82,8 +83,8 @@ class Checkpoint:
         self._length = len(self._slots)
         self._storage_bytes = handle.storage_bytes()
         self._streams: WeakSet[NamedState] = WeakSet()
-        self._ended = Figures(memory_limit_bytes)
-        self._final_figures: dict[str, int] | None = None
+        self._ended = Figures(self._length, memory_limit_bytes)
+        self._final_stats: StreamStats | None = None
 
     @property
     def tree(self) -> Tree:
@@ -235,27 +236,33 @@ class Checkpoint:
                 state.close()
             lookups = self._tree.handle.lookups()
             lookups.close(0)
-            self._final_figures = self.stats()
+            self._final_stats = self.stats()
             self._tree.close()
             del self._slots
 
-    def stats(self) -> dict[str, int]:
-        """Return figures of all iterations and look-ups so far.
+    def stats(self) -> StreamStats:
+        """Return the figures of all iterations and look-ups so far.
 
-        As :meth:`Stream.stats` names them. ``bytes_streamed`` is of iterations,
-        each counted by itself.
+        ``bytes_streamed`` is of iterations, each counted by itself.
 
         Cost: a look at the page tables of all tensors; after :meth:`close`, none.
         """
-        if self._final_figures is not None:
-            return dict(self._final_figures)
-        figures = Figures(self.memory_limit_bytes)
-        figures.add(self._ended.as_dict())
+        if self._final_stats is not None:
+            return self._final_stats
+        figures = Figures(self._length, self.memory_limit_bytes)
+        figures.add(self._ended.stats)
         for state in list(self._streams):
             if not state.is_closed:
-                figures.add(state.figures())
-        figures.add(self._tree.handle.lookups().figures(0))
-        return {"tensors": self._length, **figures.as_dict()}
+                figures.add(state.stats())
+        lookups = self._tree.handle.lookups()
+        figures.add(
+            StreamStats(
+                tensors=self._length,
+                **lookups.stats(0),
+                not_held=lookups.not_held() or None,
+            )
+        )
+        return figures.stats
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

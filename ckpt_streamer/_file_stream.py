@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ckpt_streamer import _ops
+from ckpt_streamer._stats import StreamStats, combined
 from ckpt_streamer._windows import State, TensorStream
 
 if TYPE_CHECKING:
@@ -60,30 +61,13 @@ class FileState(State):
 
 
 class Figures:
-    """Sums of what streams say of themselves in their figures."""
+    """Those of several streams, together."""
 
-    _SUMS = ("bytes_streamed", "bytes_evicted")
+    def __init__(self, tensors: int, memory_limit_bytes: int) -> None:
+        self.stats = StreamStats(tensors, memory_limit_bytes)
 
-    def __init__(self, memory_limit_bytes: int) -> None:
-        self._figures = {
-            "memory_limit_bytes": memory_limit_bytes,
-            "bytes_streamed": 0,
-            "bytes_evicted": 0,
-            "bytes_resident": 0,
-            "peak_bytes_resident": 0,
-            "bytes_over_limit": 0,
-            "bytes_written": 0,
-        }
-
-    def add(self, figures: dict[str, int]) -> None:
-        for name, value in self._figures.items():
-            if name in self._SUMS:
-                self._figures[name] = value + figures[name]
-            else:
-                self._figures[name] = max(value, figures[name])
-
-    def as_dict(self) -> dict[str, int]:
-        return dict(self._figures)
+    def add(self, stats: StreamStats) -> None:
+        self.stats = combined(self.stats, stats)
 
 
 class NamedState(FileState):
@@ -111,7 +95,7 @@ class NamedState(FileState):
     def close(self) -> None:
         if not self.is_closed:
             super().close()
-            self._ended.add(self.figures())
+            self._ended.add(self.stats())
 
     def _beside(self, begin: int, end: int) -> tuple[list[Any]]:
         return (names_of(self._slots, begin, end),)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
 from torch import Tensor
 from typing_extensions import Self
 
+from ckpt_streamer._stats import StreamStats
+
 if TYPE_CHECKING:
     from ckpt_streamer import _ops
 
@@ -102,13 +104,14 @@ class State(ABC):
         """Iterate over what was held back, if anything was."""
         return self._items if length_hint(self._rest) else None
 
-    def figures(self) -> dict[str, int]:
-        """See Stream.stats()."""
-        return {
-            "tensors": self.tensor_count,
-            "tensors_yielded": self.yielded_count,
-            **self.handle.figures(self.yielded_count),
-        }
+    def stats(self) -> StreamStats:
+        """See TensorStream.stats()."""
+        return StreamStats(
+            tensors=self.tensor_count,
+            tensors_yielded=self.yielded_count,
+            **self.handle.stats(self.yielded_count),
+            not_held=self.handle.not_held() or None,
+        )
 
     def close(self) -> None:
         if not self.is_closed:
@@ -181,23 +184,12 @@ class TensorStream(chain[ItemT], Generic[ItemT]):
         """
         self._state.release()
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> StreamStats:
         """Return the stream's figures so far; after the end, the final ones.
-
-        All are bytes, but for the counts ``tensors`` and ``tensors_yielded``:
-
-        - ``memory_limit_bytes``: the limit.
-        - ``bytes_streamed``: spanned by the tensors yielded, shared memory once.
-        - ``bytes_evicted``: file pages given back, checked by a second look.
-        - ``bytes_resident``: clean file pages of the tensors in memory now.
-        - ``peak_bytes_resident``: the most of them seen at a window's end.
-        - ``bytes_over_limit``: how far that is above the limit.
-        - ``bytes_written``: pages of the tensors that were written to. They are
-          the caller's: never given back, not bounded, not in the figures above.
 
         Cost: a look at the page tables of all tensors.
         """
-        return self._state.figures()
+        return self._state.stats()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

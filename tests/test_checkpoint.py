@@ -122,10 +122,10 @@ def test_the_limit_holds_for_iterations(large_checkpoint: Path) -> None:
             assert resident_of(large_checkpoint).clean_bytes <= 8 * MIB
         assert resident_of(large_checkpoint).clean_bytes == 0
     stats = checkpoint.stats()
-    assert stats["tensors"] == 64
-    assert stats["bytes_streamed"] == 64 * MIB
-    assert 0 < stats["peak_bytes_resident"] <= 8 * MIB
-    assert stats["bytes_over_limit"] == 0
+    assert stats.tensors == 64
+    assert stats.bytes_streamed == 64 * MIB
+    assert 0 < stats.peak_bytes_resident <= 8 * MIB
+    assert stats.bytes_over_limit == 0
 
 
 def test_the_limit_holds_for_streams_of_a_path(large_checkpoint: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_limit_holds_for_streams_of_a_path(large_checkpoint: Path) -> None:
     for _obj, _key, val in items:
         val.sum()
         assert resident_of(large_checkpoint).clean_bytes <= 8 * MIB
-    assert items.stats()["bytes_streamed"] == 64 * MIB
+    assert items.stats().bytes_streamed == 64 * MIB
     assert resident_of(large_checkpoint).clean_bytes == 0
 
 
@@ -150,7 +150,7 @@ def test_the_limit_holds_for_look_ups(
         for i in reversed(range(64)):
             assert look_up(checkpoint, f"w{i}").sum() == i * MIB / 4
             assert resident_of(large_checkpoint).clean_bytes <= 8 * MIB
-        assert checkpoint.stats()["bytes_resident"] > 0
+        assert checkpoint.stats().bytes_resident > 0
     assert resident_of(large_checkpoint).clean_bytes == 0
 
 
@@ -196,13 +196,13 @@ def test_a_dropped_iteration_gives_back_and_counts(large_checkpoint: Path) -> No
         tensor.sum()
         break
     assert resident_of(large_checkpoint).clean_bytes == 0
-    assert checkpoint.stats()["bytes_streamed"] == MIB
+    assert checkpoint.stats().bytes_streamed == MIB
     iterator = iter(checkpoint)
     next(iterator)[1].sum()
-    assert checkpoint.stats()["bytes_streamed"] == 2 * MIB
+    assert checkpoint.stats().bytes_streamed == 2 * MIB
     del iterator
-    assert checkpoint.stats()["bytes_streamed"] == 2 * MIB
-    assert checkpoint.stats()["bytes_resident"] == 0
+    assert checkpoint.stats().bytes_streamed == 2 * MIB
+    assert checkpoint.stats().bytes_resident == 0
 
 
 def test_close_ends_everything(large_checkpoint: Path) -> None:
@@ -219,9 +219,9 @@ def test_close_ends_everything(large_checkpoint: Path) -> None:
     assert (kept == 0).all()
     assert (looked_up == 5).all()
     stats = checkpoint.stats()
-    assert stats["bytes_streamed"] == MIB
-    assert stats["bytes_resident"] == 0
-    assert stats["bytes_evicted"] >= 2 * MIB
+    assert stats.bytes_streamed == MIB
+    assert stats.bytes_resident == 0
+    assert stats.bytes_evicted >= 2 * MIB
     assert len(checkpoint) == 64
     closed: list[Callable[[], object]] = [
         lambda: list(checkpoint),
@@ -643,8 +643,8 @@ def test_stream_keeps_the_streams_interface_for_files(large_checkpoint: Path) ->
                 items.release()
             if key == "w9":
                 break
-        assert items.stats()["tensors_yielded"] == 10
-        assert items.stats()["tensors"] == 64
+        assert items.stats().tensors_yielded == 10
+        assert items.stats().tensors == 64
     assert list(items) == []
     with pytest.raises(TypeError, match=r"^a Stream cannot be pickled or copied"):
         pickle.dumps(items)
@@ -702,8 +702,8 @@ def test_tensors_in_objects_come_with_what_holds_them(path: Path) -> None:
 def test_the_smaller_limit_holds(large_checkpoint: Path) -> None:
     checkpoint = ckpt_streamer.open(large_checkpoint, memory_limit_mb=16)
     for part in (checkpoint, checkpoint.root):
-        assert stream(part).stats()["memory_limit_bytes"] == 16 * MIB
-        assert stream(part, 8).stats()["memory_limit_bytes"] == 8 * MIB
+        assert stream(part).stats().memory_limit_bytes == 16 * MIB
+        assert stream(part, 8).stats().memory_limit_bytes == 8 * MIB
 
 
 @pytest.mark.parametrize("assign", [False, True])

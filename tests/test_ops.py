@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import os
 import pickle
@@ -18,7 +19,7 @@ import torch
 from mapped_checkpoints import MIB, load_mapped, resident_of
 from torch import Tensor
 
-import ckpt_streamer  # noqa: F401 - registers the ops
+from ckpt_streamer import StreamStats
 
 OPEN = torch.ops.ckpt_streamer.open
 STREAM = torch.ops.ckpt_streamer.stream
@@ -297,6 +298,36 @@ def test_figures(large_checkpoint: Path, source: str) -> None:
     assert handle.bytes_evicted() >= 64 * MIB
     assert 4 * MIB < handle.peak_bytes_resident() <= limit
     assert handle.bytes_resident() == resident_of(large_checkpoint).clean_bytes == 0
+    assert handle.not_held() == ""
+    stats = handle.stats()
+    assert stats.pop("windows_entered") >= 8
+    assert stats == {
+        "tensors": 64,
+        "tensors_yielded": 64,
+        "memory_limit_bytes": limit,
+        "bytes_streamed": handle.bytes_streamed(),
+        "bytes_evicted": handle.bytes_evicted(),
+        "bytes_prefetched": 0,
+        "bytes_resident": 0,
+        "peak_bytes_resident": handle.peak_bytes_resident(),
+        "bytes_over_limit": 0,
+        "bytes_written": 0,
+    }
+
+
+@torch.jit.script
+def stats_of_first(path: str, limit: int) -> tuple[dict[str, int], str]:
+    handle = torch.ops.ckpt_streamer.open(path, limit)
+    handle.next()
+    return handle.stats(), handle.not_held()
+
+
+def test_a_script_asks_for_figures(large_checkpoint: Path) -> None:
+    stats, not_held = stats_of_first(str(large_checkpoint), 8 * MIB)
+    fields = {field.name for field in dataclasses.fields(StreamStats)}
+    assert set(stats) == fields - {"not_held"}
+    assert (stats["tensors"], stats["tensors_yielded"]) == (64, 1)
+    assert not_held == ""
 
 
 def test_release_and_reset(large_checkpoint: Path) -> None:

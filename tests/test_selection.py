@@ -142,4 +142,4 @@ def test_what_is_not_selected_is_not_read(large_checkpoint: Path) -> None:
     for _, _, val in items:
         val.sum()
         assert resident_of(large_checkpoint).clean_bytes <= 2 * 3 * MIB
-    assert items.stats()["bytes_streamed"] == 2 * MIB
+    assert items.stats().bytes_streamed == 2 * MIB

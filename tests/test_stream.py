@@ -8,6 +8,7 @@ import pickle
 import weakref
 from collections import OrderedDict, UserDict, namedtuple
 from collections.abc import Iterator, Mapping
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_mappings_are_walked_by_their_own_keys() -> None:
 def test_trees_without_tensors(empty: Any) -> None:
     items = stream(empty)
     assert list(items) == []
-    assert items.stats()["tensors"] == 0
+    assert items.stats().tensors == 0
 
 
 def test_parameters_keep_their_identity() -> None:
@@ -198,7 +199,7 @@ def test_close_ends_the_iteration(large_checkpoint: Path) -> None:
             val.sum()
             items.close()
         assert list(items) == []
-    assert items.stats()["tensors_yielded"] == 1
+    assert items.stats().tensors_yielded == 1
     assert resident_of(large_checkpoint).clean_bytes == 0
     items.close()
     items.release()
@@ -208,7 +209,7 @@ def test_a_stream_closed_before_its_start_is_empty() -> None:
     with stream({"a": torch.ones(1)}) as items:
         pass
     assert list(items) == []
-    assert items.stats()["tensors_yielded"] == 0
+    assert items.stats().tensors_yielded == 0
 
 
 def test_pages_go_back_at_the_end(large_checkpoint: Path) -> None:
@@ -296,21 +297,25 @@ def test_stats(large_checkpoint: Path) -> None:
     for _ in range(10):
         next(items)[2].sum()
     stats = items.stats()
-    assert stats["tensors"] == 64
-    assert stats["tensors_yielded"] == 10
-    assert stats["bytes_streamed"] == 10 * MIB
+    assert stats.tensors == 64
+    assert stats.tensors_yielded == 10
+    assert stats.bytes_streamed == 10 * MIB
     resident = resident_of(large_checkpoint)
-    assert stats["bytes_resident"] == resident.clean_bytes > 0
-    assert stats["bytes_written"] == resident.written_bytes > 0
+    assert stats.bytes_resident == resident.clean_bytes > 0
+    assert stats.bytes_written == resident.written_bytes > 0
     for _, _, val in items:
         val.sum()
     stats = items.stats()
-    assert stats["memory_limit_bytes"] == 16 * MIB
-    assert stats["tensors_yielded"] == 64
-    assert stats["bytes_streamed"] == 64 * MIB
-    assert 0 < stats["peak_bytes_resident"] <= 16 * MIB
-    assert stats["bytes_evicted"] > 63 * MIB
-    assert stats["bytes_over_limit"] == stats["bytes_resident"] == 0
+    assert stats.memory_limit_bytes == 16 * MIB
+    assert stats.tensors_yielded == 64
+    assert stats.bytes_streamed == 64 * MIB
+    assert 0 < stats.peak_bytes_resident <= 16 * MIB
+    assert stats.bytes_evicted > 63 * MIB
+    assert stats.bytes_over_limit == stats.bytes_resident == 0
+    assert stats.windows_entered >= 5
+    assert stats.not_held is None
+    with pytest.raises(FrozenInstanceError):
+        stats.tensors = 0  # type: ignore[misc]
 
 
 # Arguments

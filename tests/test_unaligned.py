@@ -188,9 +188,9 @@ def test_a_checkpoint_in_python(tmp_path: Path, save: Any) -> None:
         del tensor
         figures = checkpoint.stats()
         # A window's tensors are made at once.
-        assert 2 * MIB <= figures["peak_bytes_resident"] <= 4 * MIB
-        assert figures["bytes_resident"] == 0
-        assert figures["bytes_over_limit"] == 0
+        assert 2 * MIB <= figures.peak_bytes_resident <= 4 * MIB
+        assert figures.bytes_resident == 0
+        assert figures.bytes_over_limit == 0
 
 
 @each_format

@@ -2,7 +2,7 @@
 
 #include <c10/util/Exception.h>
 
-#include <system_error>
+#include "ops/stream_stats.h"
 
 namespace ckpt_streamer::ops {
 
@@ -16,10 +16,8 @@ void warn_if_limit_not_held(
   warned = true;
   TORCH_WARN(
       "ckpt_streamer: ",
-      figures.undropped_bytes,
-      " bytes of file pages could not be given back (",
-      std::error_code(figures.drop_error, std::generic_category()).message(),
-      "); the memory limit of ",
+      not_held(figures),
+      "; the memory limit of ",
       figures.memory_limit_bytes,
       " bytes is not held");
 }

@@ -42,7 +42,9 @@ TORCH_LIBRARY(ckpt_streamer, library) {
           .def("bytes_streamed", &StreamHandle::bytes_streamed)
           .def("bytes_evicted", &StreamHandle::bytes_evicted)
           .def("bytes_resident", &StreamHandle::bytes_resident)
-          .def("peak_bytes_resident", &StreamHandle::peak_bytes_resident);
+          .def("peak_bytes_resident", &StreamHandle::peak_bytes_resident)
+          .def("stats", &StreamHandle::stats)
+          .def("not_held", &StreamHandle::not_held);
   refuse_pickling(stream_handle);
 
   auto lot = library.class_<Lot>("_Lot");
@@ -57,7 +59,8 @@ TORCH_LIBRARY(ckpt_streamer, library) {
                            .def("admit", &WindowHandle::admit)
                            .def("release", &WindowHandle::release)
                            .def("close", &WindowHandle::close)
-                           .def("figures", &WindowHandle::figures);
+                           .def("stats", &WindowHandle::stats)
+                           .def("not_held", &WindowHandle::not_held);
   refuse_pickling(window_handle);
 
   auto slot_list = library.class_<SlotList>("_Slots")

@@ -9,6 +9,7 @@
 #include "ops/limit_warning.h"
 #include "ops/other_writers.h"
 #include "ops/partial_reads.h"
+#include "ops/stream_stats.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -194,6 +195,24 @@ int64_t StreamHandle::peak_bytes_resident() {
   const std::lock_guard lock(mutex_);
   (void)checked_streamer().resident_bytes();  // may be a new peak
   return static_cast<int64_t>(streamer_.figures().peak_resident_bytes);
+}
+
+c10::Dict<std::string, int64_t> StreamHandle::stats() {
+  const std::lock_guard lock(mutex_);
+  const uint64_t resident_bytes = checked_streamer().resident_bytes();
+  c10::Dict<std::string, int64_t> stats = stats_of(
+      streamer_.figures(),
+      streamer_.covered_bytes(position_),
+      resident_bytes,
+      streamer_.written_bytes());
+  stats.insert("tensors", len());
+  stats.insert("tensors_yielded", static_cast<int64_t>(position_));
+  return stats;
+}
+
+std::string StreamHandle::not_held() {
+  const std::lock_guard lock(mutex_);
+  return ops::not_held(streamer_.figures());
 }
 
 void StreamHandle::release_locked() {

@@ -8,6 +8,7 @@
 // Every method THROWS torch's errors only (see errors.h).
 #pragma once
 
+#include <ATen/core/Dict.h>
 #include <ATen/core/Tensor.h>
 #include <torch/custom_class.h>
 
@@ -79,6 +80,11 @@ class StreamHandle final : public torch::CustomClassHolder {
   // The most that bytes_resident() has been, as seen at the end of each window
   // for pages and at each tensor for copies.
   int64_t peak_bytes_resident();
+
+  // All figures at once: those of stats_of(), tensors and tensors_yielded.
+  c10::Dict<std::string, int64_t> stats();
+  // What could not be held within the limit, and why; empty if all was.
+  std::string not_held();
 
  private:
   StreamHandle(

@@ -10,6 +10,7 @@
 #include "ops/limit_warning.h"
 #include "ops/other_writers.h"
 #include "ops/partial_reads.h"
+#include "ops/stream_stats.h"
 #include "ops/tensor_memory.h"
 
 namespace ckpt_streamer::ops {
@@ -257,7 +258,7 @@ void WindowHandle::close(int64_t yielded_count) {
   if (streamer_ != nullptr) {
     open_streamer().release();
     warn_if_not_held();
-    closed_figures_ = streamer_figures();
+    closed_figures_ = figures();
     closed_streamed_bytes_ = streamed_bytes(yielded_count);
     streamer_.reset();
     checkpoint_.reset();
@@ -265,7 +266,7 @@ void WindowHandle::close(int64_t yielded_count) {
   }
 }
 
-stream::StreamFigures WindowHandle::streamer_figures() const {
+stream::StreamFigures WindowHandle::figures() const {
   stream::StreamFigures figures =
       streamer_ ? streamer_->figures() : closed_figures_;
   figures.memory_limit_bytes = memory_limit_bytes_;
@@ -273,7 +274,7 @@ stream::StreamFigures WindowHandle::streamer_figures() const {
 }
 
 void WindowHandle::warn_if_not_held() {
-  warn_if_limit_not_held(streamer_figures(), warned_);
+  warn_if_limit_not_held(figures(), warned_);
 }
 
 uint64_t WindowHandle::streamed_bytes(int64_t yielded_count) const {
@@ -286,7 +287,7 @@ uint64_t WindowHandle::streamed_bytes(int64_t yielded_count) const {
   return streamer_->covered_bytes(static_cast<size_t>(yielded_count));
 }
 
-c10::Dict<std::string, int64_t> WindowHandle::figures(int64_t yielded_count) {
+c10::Dict<std::string, int64_t> WindowHandle::stats(int64_t yielded_count) {
   const std::lock_guard lock(mutex_);
   if (streamer_ != nullptr) {
     disown_moved(*streamer_, holders_.take_moved());
@@ -294,25 +295,16 @@ c10::Dict<std::string, int64_t> WindowHandle::figures(int64_t yielded_count) {
   note_copies();
   // Counting may raise the peak, so it comes first.
   const uint64_t resident_bytes = streamer_ ? streamer_->resident_bytes() : 0;
-  const uint64_t written_bytes = streamer_ ? streamer_->written_bytes() : 0;
-  const stream::StreamFigures figures = streamer_figures();
-  const uint64_t over_limit_bytes =
-      figures.peak_resident_bytes -
-      std::min(figures.peak_resident_bytes, figures.memory_limit_bytes);
-  c10::Dict<std::string, int64_t> result;
-  const auto insert = [&](const char* name, uint64_t bytes) {
-    result.insert(name, static_cast<int64_t>(bytes));
-  };
-  insert("memory_limit_bytes", figures.memory_limit_bytes);
-  insert(
-      "bytes_streamed",
-      streamer_ ? streamed_bytes(yielded_count) : closed_streamed_bytes_);
-  insert("bytes_evicted", figures.evicted_bytes);
-  insert("bytes_resident", resident_bytes);
-  insert("peak_bytes_resident", figures.peak_resident_bytes);
-  insert("bytes_over_limit", over_limit_bytes);
-  insert("bytes_written", written_bytes);
-  return result;
+  return stats_of(
+      figures(),
+      streamer_ ? streamed_bytes(yielded_count) : closed_streamed_bytes_,
+      resident_bytes,
+      streamer_ ? streamer_->written_bytes() : 0);
+}
+
+std::string WindowHandle::not_held() const {
+  const std::lock_guard lock(mutex_);
+  return ops::not_held(figures());
 }
 
 c10::intrusive_ptr<WindowHandle> make_windows(int64_t memory_limit_bytes) {

@@ -107,13 +107,16 @@ class WindowHandle final : public torch::CustomClassHolder {
   // Drops all clean pages. Idempotent.
   void release();
 
-  // Releases and lets go of the storages; afterwards only release(), close()
-  // and figures() still work. `yielded_count` as in figures().
+  // Releases and lets go of the storages; afterwards only release(), close(),
+  // stats() and not_held() still work. `yielded_count` as in stats().
   void close(int64_t yielded_count);
 
-  // Byte counts under the names of Stream.stats(), after the first
-  // `yielded_count` tensors of the order; after close(), those at that moment.
-  c10::Dict<std::string, int64_t> figures(int64_t yielded_count);
+  // See stats_of(); after the first `yielded_count` tensors of the order. After
+  // close(), those at that moment.
+  c10::Dict<std::string, int64_t> stats(int64_t yielded_count);
+
+  // See ops::not_held().
+  std::string not_held() const;
 
  private:
   uint64_t streamed_bytes(int64_t yielded_count) const;
@@ -121,7 +124,7 @@ class WindowHandle final : public torch::CustomClassHolder {
   void check_readable() const;
   void note_copies();
   // The streamer's, against the whole limit.
-  stream::StreamFigures streamer_figures() const;
+  stream::StreamFigures figures() const;
   void warn_if_not_held();
   stream::WindowStreamer& open_streamer();
 

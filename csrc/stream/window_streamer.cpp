@@ -265,6 +265,7 @@ void WindowStreamer::drop_live(const ByteRange& next) {
 }
 
 void WindowStreamer::enter(size_t window) {
+  ++figures_.windows_entered;
   begin_if_idle();
   const size_t begin = window == 0 ? 0 : window_ends_[window - 1];
   const size_t end = window_ends_[window];

@@ -36,6 +36,10 @@ namespace ckpt_streamer::stream {
 
 struct StreamFigures {
   uint64_t memory_limit_bytes = 0;
+  // Entered so far, also those entered again.
+  uint64_t windows_entered = 0;
+  // Of the file, asked for ahead of the reader.
+  uint64_t prefetched_bytes = 0;
   // Clean pages dropped so far, verified by a second look.
   uint64_t evicted_bytes = 0;
   // The most clean resident bytes seen at once, and held bytes with them; seen

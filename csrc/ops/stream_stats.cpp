@@ -1,0 +1,56 @@
+#include "ops/stream_stats.h"
+
+#include <algorithm>
+#include <system_error>
+
+namespace ckpt_streamer::ops {
+namespace {
+
+uint64_t over_limit_bytes(const stream::StreamFigures& figures) {
+  return figures.peak_resident_bytes -
+         std::min(figures.peak_resident_bytes, figures.memory_limit_bytes);
+}
+
+std::string reason(int error_number) {
+  return " (" +
+         std::error_code(error_number, std::generic_category()).message() + ")";
+}
+
+}  // namespace
+
+c10::Dict<std::string, int64_t> stats_of(
+    const stream::StreamFigures& figures,
+    uint64_t streamed_bytes,
+    uint64_t resident_bytes,
+    uint64_t written_bytes) {
+  c10::Dict<std::string, int64_t> stats;
+  const auto insert = [&](const char* name, uint64_t value) {
+    stats.insert(name, static_cast<int64_t>(value));
+  };
+  insert("memory_limit_bytes", figures.memory_limit_bytes);
+  insert("windows_entered", figures.windows_entered);
+  insert("bytes_streamed", streamed_bytes);
+  insert("bytes_evicted", figures.evicted_bytes);
+  insert("bytes_prefetched", figures.prefetched_bytes);
+  insert("bytes_resident", resident_bytes);
+  insert("peak_bytes_resident", figures.peak_resident_bytes);
+  insert("bytes_over_limit", over_limit_bytes(figures));
+  insert("bytes_written", written_bytes);
+  return stats;
+}
+
+std::string not_held(const stream::StreamFigures& figures) {
+  if (over_limit_bytes(figures) == 0) {
+    return "";
+  }
+  if (figures.drop_error != 0) {
+    return std::to_string(figures.undropped_bytes) +
+           " bytes of file pages could not be given back" +
+           reason(figures.drop_error);
+  }
+  return std::to_string(over_limit_bytes(figures)) +
+         " bytes came on top before pages were given back: a tensor is larger "
+         "than the limit, or tensors were read again after their window";
+}
+
+}  // namespace ckpt_streamer::ops

@@ -2,6 +2,7 @@
 # make test   set up, then format, lint, types, C++ tests, Python tests
 # make bench  set up, then measure against plain mmap (some minutes, 6 GiB disk)
 # make bench-apply  the same for loading into models, against load_state_dict
+# make bench-cold  the same for a file that is not in the page cache
 # make check-sanitizers   C++ tests under ASan and UBSan
 # make fuzz   libFuzzer on every reader, FUZZ_SECONDS each (needs Clang with libFuzzer)
 # make check-real   published checkpoints against torch (downloads 340 MB)
@@ -37,7 +38,7 @@ FUZZED_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cp
 FUZZED_OBJECTS := $(FUZZED_SOURCES:%.cpp=.cache/fuzz/%.o)
 REPLAY_OBJECTS := .cache/cpp/tests/fuzz/replay_main.o $(FUZZED_SOURCES:%.cpp=.cache/cpp/%.o)
 
-.PHONY: demo test bench bench-apply bench-rss build check cpp-tests check-sanitizers check-real fuzz fuzz-replay \
+.PHONY: demo test bench bench-apply bench-cold bench-rss build check cpp-tests check-sanitizers check-real fuzz fuzz-replay \
   check-differential format tidy clean
 
 demo: build
@@ -52,6 +53,9 @@ bench: build
 
 bench-apply: build
 	$(BIN)/python bench/apply.py
+
+bench-cold: build
+	$(BIN)/python bench/cold.py
 
 bench-rss: build
 	$(BIN)/python bench/rss.py

@@ -19,7 +19,8 @@ class StreamStats:
         windows_entered: How often room was made for further tensors.
         bytes_streamed: What the tensors yielded span, shared memory once.
         bytes_evicted: File pages given back, checked by a second look.
-        bytes_prefetched: Of the file, asked for ahead of the reader.
+        bytes_prefetched: Read from the disk ahead of the reader, in whole blocks; 0 for
+            a file that the kernel has cached.
         bytes_resident: Clean file pages of the tensors that are in memory now.
         peak_bytes_resident: The most of them seen, whenever pages were given back
             or counted.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 MIB = 1024 * 1024
@@ -51,3 +54,24 @@ def load_mapped(path: Path) -> dict[str, torch.Tensor]:
     state_dict = torch.load(path, map_location="cpu", mmap=True)
     assert isinstance(state_dict, dict)
     return state_dict
+
+
+def cached_share(path: Path) -> float:
+    """Return the share of a file's pages in the page cache, by mincore."""
+    size = path.stat().st_size
+    view = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    states = (ctypes.c_ubyte * (size // mmap.PAGESIZE + 1))()
+    libc = ctypes.CDLL(None, use_errno=True)
+    address = ctypes.c_void_p(view.data_ptr())
+    assert libc.mincore(address, ctypes.c_size_t(size), states) == 0
+    return sum(state & 1 for state in states) / len(states)
+
+
+def make_cold(path: Path) -> None:
+    """Drop a file from the page cache; pages that are mapped and touched stay."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    if cached_share(path) > 0.5:
+        pytest.skip(f"the file system of {path} keeps files in memory")

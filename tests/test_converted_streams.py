@@ -58,12 +58,12 @@ def test_lots_of_larger_tensors_end_at_their_bytes(large_checkpoint: Path) -> No
         assert val.dtype == torch.float64
         assert (val == i).all()
         assert resident_of(large_checkpoint).clean_bytes <= 28 * MIB
-        assert items.stats()["tensors_yielded"] == i + 1
+        assert items.stats().tensors_yielded == i + 1
     assert i == 63
     stats = items.stats()
-    assert stats["memory_limit_bytes"] == 32 * MIB
-    assert stats["bytes_streamed"] == 64 * MIB
-    assert stats["bytes_over_limit"] == 0
+    assert stats.memory_limit_bytes == 32 * MIB
+    assert stats.bytes_streamed == 64 * MIB
+    assert stats.bytes_over_limit == 0
 
 
 def test_what_is_ahead_is_within_the_limit_and_goes_as_it_is_taken(path: Path) -> None:
@@ -90,8 +90,8 @@ def test_what_is_kept_for_a_lot_belongs_to_the_limit(path: Path) -> None:
     for _, _, val in items:
         assert val.sum() > 0
     stats = items.stats()
-    assert 28 * MIB < stats["peak_bytes_resident"] <= 32 * MIB
-    assert stats["bytes_over_limit"] == 0
+    assert 28 * MIB < stats.peak_bytes_resident <= 32 * MIB
+    assert stats.bytes_over_limit == 0
 
 
 def test_obj_stays_as_it_is_in_the_file(path: Path) -> None:
@@ -149,13 +149,13 @@ def test_release_and_close_in_mid_lot(path: Path, position: int) -> None:
         if i == position:
             items.release()
             assert resident_of(path).clean_bytes == 0
-            assert items.stats()["tensors_yielded"] == i
+            assert items.stats().tensors_yielded == i
     assert i == 3000
     items = stream(path, dtype=BF16)
     for _ in range(position):
         next(items)
     items.close()
-    assert items.stats()["tensors_yielded"] == position
+    assert items.stats().tensors_yielded == position
     assert list(items) == []
 
 
@@ -176,11 +176,11 @@ def test_a_tensor_larger_than_the_limit_is_converted_in_pieces(path: Path) -> No
     for _, key, val in items:
         if key == "large":
             assert torch.equal(val, large.to(BF16))
-    assert items.stats()["peak_bytes_resident"] <= 8 * MIB
+    assert items.stats().peak_bytes_resident <= 8 * MIB
     checkpoint = ckpt_streamer.open(path, memory_limit_mb=8, dtype=BF16)
     assert torch.equal(checkpoint.tensor("large"), large.to(BF16))
-    assert checkpoint.stats()["peak_bytes_resident"] <= 8 * MIB
-    assert checkpoint.stats()["bytes_over_limit"] == 0
+    assert checkpoint.stats().peak_bytes_resident <= 8 * MIB
+    assert checkpoint.stats().bytes_over_limit == 0
 
 
 # Parts.
@@ -220,7 +220,7 @@ def test_a_slice_reads_its_own_pages_only(
             part = checkpoint.slice("large", 1, 63)
             assert (part[:, 7] == torch.arange(1.0, 63)).all()
             assert resident_of(path).clean_bytes <= 8 * MIB
-        assert checkpoint.stats()["bytes_over_limit"] == 0
+        assert checkpoint.stats().bytes_over_limit == 0
     assert resident_of(path).clean_bytes == 0
 
 

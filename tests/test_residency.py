@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import mmap
 import queue
 import subprocess
 import sys
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mapped_checkpoints import MIB, load_mapped, resident_of
+from mapped_checkpoints import MIB, cached_share, load_mapped, resident_of
 from torch import Tensor
 
 from ckpt_streamer import stream
@@ -482,17 +480,6 @@ def test_the_page_cache_is_kept(large_checkpoint: Path) -> None:
     for _, _, val in stream(load_mapped(large_checkpoint), 8):
         val.sum()
     assert cached_share(large_checkpoint) > 0.95
-
-
-def cached_share(path: Path) -> float:
-    """Return the share of a file's pages in the page cache, by mincore."""
-    size = path.stat().st_size
-    view = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    states = (ctypes.c_ubyte * (size // mmap.PAGESIZE + 1))()
-    libc = ctypes.CDLL(None, use_errno=True)
-    address = ctypes.c_void_p(view.data_ptr())
-    assert libc.mincore(address, ctypes.c_size_t(size), states) == 0
-    return sum(state & 1 for state in states) / len(states)
 
 
 def test_many_threads_stream_the_same_file(large_checkpoint: Path) -> None:

@@ -2,7 +2,7 @@
 // much of it is resident, and giving it back without losing a write.
 //
 // Four words, used everywhere in this sense and no other:
-//   prefetch       ask for pages that will be read (a hint)
+//   prefetch       have the kernel read what will be needed into its cache
 //   drop resident  unmap this process's clean pages; the kernel's cached copy
 //                  of the file stays, the next touch is a warm fault
 //   drop cached    give back the kernel's cached copy as well
@@ -20,10 +20,8 @@
 //   count resident   the same scan: exact                mincore: upper bound
 //   populate         MADV_POPULATE_READ (5.14) or a      a read of each page
 //                    read of each page
-//   drop cached      posix_fadvise(DONTNEED): exact for  nothing
-//                    clean pages nobody maps
 // Each row is tested on Linux, with its fallback forced as well. macOS is
-// written from its documentation.
+// written from its documentation. The kernel's cached copy: os/page_cache.h.
 //
 // "Clean" means: still the file's own page. A page the process has written to
 // is a private copy; no function here ever drops one. What can happen between
@@ -36,7 +34,6 @@
 #include <vector>
 
 #include "base/byte_range.h"
-#include "os/file.h"
 #include "os/page_out.h"
 
 namespace ckpt_streamer::os {
@@ -74,14 +71,6 @@ enum class ScanMethod {
 [[nodiscard]] std::vector<ByteRange> private_file_mappings(
     const ByteRange& within,
     ScanMethod method = ScanMethod::kBest);
-
-// Asks the kernel to read these file pages ahead. Failures are ignored.
-void prefetch(const ByteRange& addresses) noexcept;
-
-// Gives back the kernel's cached copy of [range) of the file; pages that are
-// dirty or mapped by any process stay. Only pages fully inside are dropped.
-// Returns 0 or an errno.
-int drop_cached(const File& file, const ByteRange& file_range) noexcept;
 
 // Whether other threads may write to the pages while they are dropped. The look
 // at a page and its drop are two system calls; a first write to a clean page

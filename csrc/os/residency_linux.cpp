@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "os/advise.h"
 #include "os/move_away.h"
+#include "os/procmap_query.h"
 #include "os/residency.h"
 
 // From the kernel's linux/mman.h and linux/fs.h, for headers older than the
@@ -50,29 +51,6 @@ constexpr uint64_t kPageIsFile = uint64_t{1} << 2;
 constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
 constexpr uint64_t kPageIsSwapped = uint64_t{1} << 4;
 constexpr uint64_t kPageIsHuge = uint64_t{1} << 6;
-
-// linux/fs.h, struct procmap_query (since 6.11).
-struct ProcmapQuery {
-  uint64_t size;
-  uint64_t query_flags;
-  uint64_t query_addr;
-  uint64_t vma_start;
-  uint64_t vma_end;
-  uint64_t vma_flags;
-  uint64_t vma_page_size;
-  uint64_t vma_offset;
-  uint64_t inode;
-  uint32_t dev_major;
-  uint32_t dev_minor;
-  uint32_t vma_name_size;
-  uint32_t build_id_size;
-  uint64_t vma_name_addr;
-  uint64_t build_id_addr;
-};
-constexpr unsigned long kProcmapQuery = _IOWR('f', 17, ProcmapQuery);
-constexpr uint64_t kVmaIsShared = 0x08;
-constexpr uint64_t kCoveringOrNextVma = 0x10;
-constexpr uint64_t kFileBackedVma = 0x20;
 
 // Documentation/admin-guide/mm/pagemap.rst, the bits of one entry.
 constexpr uint64_t kEntryPresent = uint64_t{1} << 63;
@@ -243,18 +221,6 @@ void advise_huge_pages(
         mapping,
         huge_pages == HugePages::kPrefer ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   }
-}
-
-void prefetch(const ByteRange& addresses) noexcept {
-  advise(round_outward(addresses, page_size_bytes()), MADV_WILLNEED);
-}
-
-int drop_cached(const File& file, const ByteRange& file_range) noexcept {
-  return ::posix_fadvise(
-      file.descriptor(),
-      static_cast<off_t>(file_range.begin),
-      static_cast<off_t>(file_range.size_bytes()),
-      POSIX_FADV_DONTNEED);
 }
 
 Residency::Residency(ScanMethod method) noexcept

@@ -68,14 +68,6 @@ std::vector<ByteRange> private_file_mappings(
 
 void advise_huge_pages(std::span<const ByteRange>, HugePages) noexcept {}
 
-void prefetch(const ByteRange& addresses) noexcept {
-  advise(round_outward(addresses, page_size_bytes()), MADV_WILLNEED);
-}
-
-int drop_cached(const File&, const ByteRange&) noexcept {
-  return ENOTSUP;
-}
-
 Residency::Residency(ScanMethod method) noexcept : method_(method) {}
 
 Residency::~Residency() = default;

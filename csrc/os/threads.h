@@ -1,13 +1,20 @@
-// Whether any other thread of this process can run user code at this moment.
+// The threads of this process: making one, and whether any other can run user
+// code at this moment.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <thread>
 #include <vector>
 
 namespace ckpt_streamer::os {
 
 [[nodiscard]] int64_t current_thread_id() noexcept;
+[[nodiscard]] int64_t current_process_id() noexcept;
+
+// A thread that no signal is delivered to: signals are for the user's threads.
+// THROWS: std::system_error when the system has no further thread.
+[[nodiscard]] std::thread start_thread(std::function<void()> body);
 
 // Looks at the process's threads again and again, cheaply. Not thread-safe.
 //

@@ -267,20 +267,69 @@ void WindowStreamer::drop_live(const ByteRange& next) {
 void WindowStreamer::enter(size_t window) {
   ++figures_.windows_entered;
   begin_if_idle();
-  const size_t begin = window == 0 ? 0 : window_ends_[window - 1];
-  const size_t end = window_ends_[window];
-  ByteRange first;
-  for (size_t i = begin; i < end && first.empty(); ++i) {
-    first = spans_[i];
+  const std::span<const ByteRange> spans = spans_of_window(window);
+  const auto first =
+      std::find_if_not(spans.begin(), spans.end(), [](const ByteRange& span) {
+        return span.empty();
+      });
+  drop_live(first == spans.end() ? ByteRange{} : *first);
+  for (const ByteRange& span : spans) {
+    live_.add(span);
   }
-  drop_live(first);
-  for (size_t i = begin; i < end; ++i) {
-    live_.add(spans_[i]);
-  }
+  // Before the edges are read, so that the disk has more to do than that.
+  read_ahead(spans_of_window(window + 1));
   if (rules_.pins_edges()) {
     for (const ByteRange& extent : live_.extents()) {
       pin_edges(extent);
     }
+  }
+}
+
+std::span<const ByteRange> WindowStreamer::spans_of_window(
+    size_t window) const noexcept {
+  if (window >= window_ends_.size()) {
+    return {};
+  }
+  const size_t begin = window == 0 ? 0 : window_ends_[window - 1];
+  return std::span(spans_).subspan(begin, window_ends_[window] - begin);
+}
+
+// The file is read as far as the next window is likely to need it while this
+// one is in use, no further: a container is charged for what is cached.
+void WindowStreamer::read_ahead(std::span<const ByteRange> next) noexcept {
+  constexpr uint64_t kMostAheadBytes = uint64_t{64} << 20;
+  try {
+    const uint64_t limit_bytes = rules_.memory_limit_bytes;
+    std::vector<ByteRange> ranges;
+    for (const ByteRange& extent : live_.extents()) {
+      // Of a span above the limit, the beginning.
+      append_owned(
+          intersect(extent, {extent.begin, extent.begin + limit_bytes}),
+          ranges);
+    }
+    uint64_t ahead_bytes = std::min(kMostAheadBytes, limit_bytes);
+    // Neighbours make one range, as far as they ascend.
+    ByteRange run;
+    for (const ByteRange& span : next) {
+      if (run.size_bytes() >= ahead_bytes) {
+        break;
+      }
+      if (span.empty()) {
+        continue;
+      }
+      if (span.begin < run.begin ||
+          span.begin > run.end + os::page_size_bytes()) {
+        append_owned(run, ranges);
+        ahead_bytes -= run.size_bytes();
+        run = span;
+      } else {
+        run.end = std::max(run.end, span.end);
+      }
+    }
+    run.end = std::min(run.end, run.begin + ahead_bytes);
+    append_owned(run, ranges);
+    read_ahead_.request(ranges);
+  } catch (...) {  // no memory: a hint that is not given
   }
 }
 
@@ -312,6 +361,12 @@ void WindowStreamer::enter_piece(const ByteRange& piece) {
   begin_if_idle();
   drop_live(piece);
   live_.add(piece);
+  std::vector<ByteRange> behind;
+  for (const ByteRange& extent : all_extents_) {
+    behind.push_back(
+        intersect(extent, {piece.end, std::numeric_limits<uint64_t>::max()}));
+  }
+  read_ahead(behind);
   if (rules_.pins_edges() && !piece.empty()) {
     pin_edges(round_outward(piece, rules_.block_bytes));
   }
@@ -374,6 +429,8 @@ void WindowStreamer::release() {
 }
 
 void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
+  read_ahead_.stop();
+  figures_.prefetched_bytes = read_ahead_.prefetched_bytes();
   figures_.undropped_bytes = 0;  // all of it is looked at again
   const os::DropResult result = drop(all_extents_, other_writers);
   record(result, 0);
@@ -388,6 +445,7 @@ uint64_t WindowStreamer::resident_bytes() noexcept {
     figures_.peak_resident_bytes =
         std::max(figures_.peak_resident_bytes, bytes + peak_held_bytes_);
   }
+  figures_.prefetched_bytes = read_ahead_.prefetched_bytes();
   return bytes + held_bytes_;
 }
 

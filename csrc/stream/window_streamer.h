@@ -31,6 +31,7 @@
 #include "base/byte_range.h"
 #include "os/residency.h"
 #include "plan/window.h"
+#include "stream/read_ahead.h"
 
 namespace ckpt_streamer::stream {
 
@@ -38,8 +39,6 @@ struct StreamFigures {
   uint64_t memory_limit_bytes = 0;
   // Entered so far, also those entered again.
   uint64_t windows_entered = 0;
-  // Of the file, asked for ahead of the reader.
-  uint64_t prefetched_bytes = 0;
   // Clean pages dropped so far, verified by a second look.
   uint64_t evicted_bytes = 0;
   // The most clean resident bytes seen at once, and held bytes with them; seen
@@ -49,6 +48,9 @@ struct StreamFigures {
   uint64_t undropped_bytes = 0;
   // Why: an errno, 0 if none.
   int drop_error = 0;
+  // Read from the disk ahead of the reader, in whole blocks; of a file that the
+  // kernel had cached, nothing.
+  uint64_t prefetched_bytes = 0;
 };
 
 // Whether threads that the caller does not know to be at rest may write to the
@@ -94,7 +96,8 @@ class WindowStreamer {
 
   // Makes a window the live one: drops what was live before. The first window
   // entered after construction or release also drops what was resident from
-  // before the stream.
+  // before the stream. What of it and of the next window is not cached is read
+  // ahead from now on.
   // REQUIRES: window < window_ends().size().
   void enter(size_t window);
 
@@ -114,7 +117,8 @@ class WindowStreamer {
   // For a span larger than the limit, read in pieces one after the other: makes
   // a part of it the only thing that is live, after dropping what was. I1 holds
   // for pieces of up to piece_bytes(), wherever they begin. An empty piece:
-  // nothing is live.
+  // nothing is live. What is not cached of it and of what the spans have behind
+  // it is read ahead.
   // REQUIRES: the piece lies in a span.
   void enter_piece(const ByteRange& piece);
   [[nodiscard]] uint64_t piece_bytes() const noexcept;
@@ -126,8 +130,9 @@ class WindowStreamer {
   }
 
   // Drops all clean pages of all spans, also those that came back since the
-  // last release. What is live has to be entered or admitted again before it is
-  // touched, or the limit holds to within two fault blocks only.
+  // last release, and ends reading ahead. What is live has to be entered or
+  // admitted again before it is touched, or the limit holds to within two fault
+  // blocks only.
   void release();
 
   // Bytes that the first `count` spans cover, shared ones once; those outside
@@ -173,6 +178,12 @@ class WindowStreamer {
   void append_owned(const ByteRange& range, std::vector<ByteRange>& ranges)
       const;
   void find_all_extents();
+  // Empty past the last window.
+  [[nodiscard]] std::span<const ByteRange> spans_of_window(
+      size_t window) const noexcept;
+  // Reads ahead what is live, then as much as is allowed of the ranges: what
+  // the stream goes on with, by addresses inside all_extents_.
+  void read_ahead(std::span<const ByteRange> next) noexcept;
 
   // Fixed at construction, in this order.
   std::vector<ByteRange> spans_;  // in the end, empty where nothing may go
@@ -190,6 +201,7 @@ class WindowStreamer {
   bool was_live_ = false;  // ever
   uint64_t held_bytes_ = 0;
   uint64_t peak_held_bytes_ = 0;  // since pages were last dropped
+  ReadAhead read_ahead_;
   StreamFigures figures_;
 };
 

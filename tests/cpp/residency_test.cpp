@@ -387,16 +387,5 @@ TEST(populate_makes_a_range_resident_without_writing) {
   EXPECT_EQ(mapping.resident().written_bytes, uint64_t{0});
 }
 
-TEST(drop_cached_gives_back_the_kernels_copy) {
-  const TemporaryFile path(kSize);
-  const File file(path.path());
-  const TestMapping mapping(path.path(), kSize, MAP_SHARED);
-  // Dirty pages stay: they must reach the disk first.
-  EXPECT_EQ(::msync(const_cast<char*>(mapping.bytes()), kSize, MS_SYNC), 0);
-  write_to_disk(path);
-  EXPECT_EQ(drop_cached(file, {0, kSize}), 0);
-  EXPECT_EQ(cached_bytes(mapping), uint64_t{0});
-}
-
 }  // namespace
 }  // namespace ckpt_streamer::os

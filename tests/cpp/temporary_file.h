@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
@@ -55,6 +56,18 @@ class TemporaryFile {
   std::string path_;
 };
 
+// Takes a file out of the page cache, but for pages that somebody maps.
+inline void make_cold(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const bool is_done =
+      descriptor >= 0 && ::fsync(descriptor) == 0 &&
+      ::posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED) == 0;
+  ::close(descriptor);
+  if (!is_done) {
+    throw std::runtime_error("cannot drop " + path + " from the page cache");
+  }
+}
+
 // A mapping of a whole file (`flags` as for mmap), or of no file.
 class TestMapping {
  public:
@@ -93,6 +106,19 @@ class TestMapping {
     for (uint64_t i = 0; i < size_bytes_; i += os::page_size_bytes()) {
       (void)bytes()[i];
     }
+  }
+
+  // What the kernel has of the file, mapped here or not.
+  uint64_t cached_bytes() const {
+    std::vector<unsigned char> states(size_bytes_ / os::page_size_bytes());
+    if (::mincore(address_, size_bytes_, states.data()) != 0) {
+      throw std::runtime_error("mincore failed");
+    }
+    return os::page_size_bytes() *
+           static_cast<uint64_t>(std::count_if(
+               states.begin(),
+               states.end(),
+               [](unsigned char state) { return (state & 1) != 0; }));
   }
 
   // From /proc/self/smaps: what is resident of the mappings that lie in here.

@@ -1,0 +1,98 @@
+#include "os/page_cache.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "temporary_file.h"
+#include "test_macros.h"
+
+namespace ckpt_streamer::os {
+namespace {
+
+using ckpt_streamer::testing::make_cold;
+using ckpt_streamer::testing::TemporaryFile;
+using ckpt_streamer::testing::TestMapping;
+
+constexpr uint64_t kSize = 16 << 20;
+
+TEST(backing_file_is_the_mappings_own) {
+  const TemporaryFile path(kSize);
+  const TestMapping mapping(path.path(), kSize, MAP_PRIVATE);
+  const ByteRange& range = mapping.range();
+  const auto file = BackingFile::behind(range.begin + 5);
+  EXPECT(file != nullptr);
+  EXPECT(file->addresses() == range);
+  EXPECT(
+      file->file_range({range.begin + 7, range.begin + 9}) ==
+      (ByteRange{7, 9}));
+  struct stat of_path = {};
+  struct stat of_file = {};
+  EXPECT_EQ(::stat(path.path().c_str(), &of_path), 0);
+  EXPECT_EQ(::fstat(file->descriptor(), &of_file), 0);
+  EXPECT_EQ(of_path.st_ino, of_file.st_ino);
+  EXPECT(file->shows_cached_pages());
+}
+
+TEST(backing_file_is_not_another_one_of_that_name) {
+  const TemporaryFile path(kSize);
+  const TestMapping mapping(path.path(), kSize, MAP_PRIVATE);
+  struct stat before = {};
+  EXPECT_EQ(::stat(path.path().c_str(), &before), 0);
+  const TemporaryFile other(kSize);
+  EXPECT_EQ(std::rename(other.path().c_str(), path.path().c_str()), 0);
+  // Where the mapping's own link may be followed, it still leads there.
+  const auto file = BackingFile::behind(mapping.range().begin);
+  struct stat found = {};
+  EXPECT(
+      file == nullptr || (::fstat(file->descriptor(), &found) == 0 &&
+                          found.st_ino == before.st_ino));
+}
+
+TEST(backing_file_of_other_memory_is_none) {
+  const TestMapping mapping("", kSize, MAP_PRIVATE | MAP_ANONYMOUS);
+  EXPECT(BackingFile::behind(mapping.range().begin) == nullptr);
+  EXPECT(BackingFile::behind(0) == nullptr);
+}
+
+TEST(prefetch_reads_a_block_and_maps_nothing) {
+  const TemporaryFile path(kSize);
+  const TestMapping mapping(path.path(), kSize, MAP_PRIVATE);
+  make_cold(path.path());
+  const auto file = BackingFile::behind(mapping.range().begin);
+  EXPECT_EQ(mapping.cached_bytes(), uint64_t{0});
+  EXPECT(prefetch(*file, 0));
+  EXPECT(is_cached(mapping.range().begin));
+  EXPECT(mapping.cached_bytes() >= prefetch_block_bytes());
+  EXPECT(!prefetch(*file, 0));
+  EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+}
+
+TEST(prefetch_past_the_end_of_a_truncated_file_does_nothing) {
+  const TemporaryFile path(kSize);
+  const TestMapping mapping(path.path(), kSize, MAP_PRIVATE);
+  const auto file = BackingFile::behind(mapping.range().begin);
+  EXPECT_EQ(::truncate(path.path().c_str(), 0), 0);
+  prefetch(*file, 4 * prefetch_block_bytes());
+}
+
+TEST(drop_cached_gives_back_the_kernels_copy) {
+  const TemporaryFile path(kSize);
+  const TestMapping mapping(path.path(), kSize, MAP_PRIVATE);
+  make_cold(path.path());
+  mapping.touch();
+  const auto file = BackingFile::behind(mapping.range().begin);
+  EXPECT_EQ(mapping.cached_bytes(), kSize);
+  // Mapped pages stay.
+  EXPECT_EQ(drop_cached(*file, {0, kSize}), 0);
+  EXPECT_EQ(mapping.cached_bytes(), kSize);
+  const ByteRange range = mapping.range();
+  Residency().drop_resident({&range, 1});
+  EXPECT_EQ(drop_cached(*file, {0, kSize}), 0);
+  EXPECT_EQ(mapping.cached_bytes(), uint64_t{0});
+}
+
+}  // namespace
+}  // namespace ckpt_streamer::os

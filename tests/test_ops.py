@@ -301,13 +301,14 @@ def test_figures(large_checkpoint: Path, source: str) -> None:
     assert handle.not_held() == ""
     stats = handle.stats()
     assert stats.pop("windows_entered") >= 8
+    # The kernel may have taken pages of the file from its cache.
+    assert 0 <= stats.pop("bytes_prefetched") <= 64 * MIB
     assert stats == {
         "tensors": 64,
         "tensors_yielded": 64,
         "memory_limit_bytes": limit,
         "bytes_streamed": handle.bytes_streamed(),
         "bytes_evicted": handle.bytes_evicted(),
-        "bytes_prefetched": 0,
         "bytes_resident": 0,
         "peak_bytes_resident": handle.peak_bytes_resident(),
         "bytes_over_limit": 0,

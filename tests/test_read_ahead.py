@@ -58,6 +58,7 @@ def test_the_next_window_is_read_while_this_one_is_used(
 
 
 def test_a_warm_file_is_not_read_ahead(large_checkpoint: Path) -> None:
+    large_checkpoint.read_bytes()
     with stream(load_mapped(large_checkpoint), LIMIT_MB) as items:
         for _, _, val in items:
             val.sum()

@@ -1,6 +1,7 @@
 # make demo   set up, then run the main job on a checkpoint of more than 1 GiB
 # make test   set up, then format, lint, types, C++ tests, Python tests
 # make bench  set up, then measure against plain mmap (some minutes, 6 GiB disk)
+# make bench-open   opening and reading files, against torch.load and safetensors
 # make bench-apply  the same for loading into models, against load_state_dict
 # make bench-cold  the same for a file that is not in the page cache
 # make check-sanitizers   C++ tests under ASan and UBSan
@@ -38,7 +39,7 @@ FUZZED_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cp
 FUZZED_OBJECTS := $(FUZZED_SOURCES:%.cpp=.cache/fuzz/%.o)
 REPLAY_OBJECTS := .cache/cpp/tests/fuzz/replay_main.o $(FUZZED_SOURCES:%.cpp=.cache/cpp/%.o)
 
-.PHONY: demo test bench bench-apply bench-cold bench-rss build check cpp-tests check-sanitizers check-real fuzz fuzz-replay \
+.PHONY: demo test bench bench-open bench-apply bench-cold bench-rss build check cpp-tests check-sanitizers check-real fuzz fuzz-replay \
   check-differential format tidy clean
 
 demo: build
@@ -50,6 +51,9 @@ test: check build
 bench: build
 	$(BIN)/python bench/iterate.py
 	$(BIN)/python bench/plot.py
+
+bench-open: build
+	$(BIN)/python bench/open.py
 
 bench-apply: build
 	$(BIN)/python bench/apply.py

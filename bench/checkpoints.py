@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from language_model import Config, LanguageModel
 
@@ -29,6 +31,36 @@ def tensors_checkpoint(count: int, elements: int) -> Path:
     return _made(path, _save_tensors, count, elements)
 
 
+def legacy_checkpoint(count: int, elements: int) -> Path:
+    """Return the same as torch wrote it before 1.6."""
+    return _made(CACHE / f"legacy-{count}x{elements}.pt", _save_legacy, count, elements)
+
+
+def script_checkpoint(count: int, elements: int) -> Path:
+    """Return the same as the buffers of a TorchScript module."""
+    return _made(CACHE / f"script-{count}x{elements}.pt", _save_script, count, elements)
+
+
+def safetensors_checkpoint(count: int, elements: int) -> Path:
+    """Return the same as a safetensors file."""
+    path = CACHE / f"tensors-{count}x{elements}.safetensors"
+    return _made(path, _save_safetensors, count, elements, 0)
+
+
+def sharded_checkpoint(count: int, elements: int) -> Path:
+    """Return the index of the same in four safetensors files."""
+    stem = f"sharded-{count}x{elements}"
+    weight_map = {}
+    quarter = count // 4
+    for begin in range(0, count, quarter):
+        path = CACHE / f"{stem}-shard{begin:06}.safetensors"
+        _made(path, _save_safetensors, quarter, elements, begin)
+        weight_map.update({f"key{begin + i}": path.name for i in range(quarter)})
+    index = CACHE / f"{stem}.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return index
+
+
 def model_checkpoint(config: Config) -> Path:
     """Return a file with the state_dict of a language model."""
     return _made(CACHE / f"{config.name}.pt", _save_model, config)
@@ -46,11 +78,30 @@ def saved_checkpoint(name: str, state_dict: Callable[[], object]) -> Path:
 
 
 def _save_tensors(path: Path, count: int, elements: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    torch.save(
-        {f"key{i}": torch.randn(elements, generator=generator) for i in range(count)},
-        path,
-    )
+    torch.save(_tensors(count, elements), path)
+
+
+def _save_legacy(path: Path, count: int, elements: int) -> None:
+    torch.save(_tensors(count, elements), path, _use_new_zipfile_serialization=False)
+
+
+def _save_script(path: Path, count: int, elements: int) -> None:
+    module = torch.nn.Module()
+    for name, tensor in _tensors(count, elements).items():
+        module.register_buffer(name, tensor)
+    torch.jit.save(torch.jit.script(module), path)
+
+
+def _save_safetensors(path: Path, count: int, elements: int, begin: int) -> None:
+    safetensors.torch.save_file(_tensors(count, elements, begin), path)
+
+
+def _tensors(count: int, elements: int, begin: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(begin)
+    return {
+        f"key{begin + i}": torch.randn(elements, generator=generator)
+        for i in range(count)
+    }
 
 
 def _save_model(path: Path, config: Config) -> None:

@@ -125,7 +125,7 @@ class Pair(NamedTuple):
 
 
 @st.composite
-def trees(draw: st.DrawFn, tensors: list[Tensor], protocol: int = 2) -> Any:
+def trees(draw: st.DrawFn, tensors: list[Tensor]) -> Any:
     """Containers in containers, some of them shared, some inside themselves."""
     containers: list[Any] = []
 
@@ -133,8 +133,7 @@ def trees(draw: st.DrawFn, tensors: list[Tensor], protocol: int = 2) -> Any:
         kinds = ["tensor"] * 5 + ["plain"] + (["shared"] if containers else [])
         if depth < 4:
             kinds += ["dict", "OrderedDict", "defaultdict", "list", "tuple"] * 2
-            # Protocol 1 pickles no namedtuple as one, but a call that makes it.
-            kinds += ["Pair"] if protocol > 1 else []
+            kinds += ["Pair"]
         kind = "dict" if depth == 0 else draw(st.sampled_from(kinds))
         if depth == 0 and draw(st.booleans()):
             kind = draw(st.sampled_from(kinds))
@@ -205,7 +204,7 @@ def test_zip_files(
     is_rezipped: bool,
 ) -> None:
     path = folder / "zip.pt"
-    tree = data.draw(trees(tensors, protocol))
+    tree = data.draw(trees(tensors))
     with config.patch("save.storage_alignment", alignment):  # type: ignore[attr-defined]
         torch.save(tree, path, pickle_protocol=protocol)
     if is_rezipped:  # as others do, who do not align
@@ -225,7 +224,7 @@ def test_files_before_torch_1_6(
     assume(all(tensor.dtype in TYPED for tensor in tensors))
     path = folder / "legacy.pt"
     torch.save(
-        data.draw(trees(tensors, protocol)),
+        data.draw(trees(tensors)),
         path,
         pickle_protocol=protocol,
         _use_new_zipfile_serialization=False,

@@ -131,13 +131,14 @@ struct PythonName {
 
 // Under the names that pickles give them: Python 2's too, which protocols
 // before 3 use.
-constexpr std::array<PythonName, 25> kPythonNames{{
+constexpr std::array<PythonName, 26> kPythonNames{{
     {"collections", "OrderedDict", GlobalRole::kOrderedDict},
     {"collections", "defaultdict", GlobalRole::kDefaultDict},
     {"collections", "Counter", GlobalRole::kCounter},
     {"collections", "deque", GlobalRole::kDeque},
     {"builtins", "set", GlobalRole::kSet},
     {"builtins", "frozenset", GlobalRole::kSet},
+    {"builtins", "tuple", GlobalRole::kTupleClass},
     {"builtins", "complex", GlobalRole::kComplex},
     {"builtins", "bytes", GlobalRole::kBytes},
     {"builtins", "bytearray", GlobalRole::kBytes},

@@ -14,7 +14,8 @@ enum class GlobalRole : uint8_t {
   kDefaultDict,
   kCounter,
   kDeque,
-  kSet,  // also frozenset
+  kSet,         // also frozenset
+  kTupleClass,  // tuple itself
   kComplex,
   kBytes,             // also bytearray
   kEncode,            // of the codecs module

@@ -749,6 +749,11 @@ ValueId PickleMachine::add_text(ValueKind kind, uint64_t byte_count) {
 }
 
 ValueId PickleMachine::add_text(ValueKind kind, std::string_view text) {
+  // A long int's text is longer than its bytes.
+  constexpr uint64_t kMostTextBytes = 0xFFFFFFFF;
+  if (text.size() > kMostTextBytes - tree_.texts_.size()) {
+    fail(ErrorKind::kUnsupported, "has 4 GiB of texts or more, expected fewer");
+  }
   const ValueId id =
       add(kind,
           static_cast<uint32_t>(tree_.texts_.size()),
@@ -761,6 +766,15 @@ ValueId PickleMachine::add_long(uint64_t byte_count) {
   const std::byte* bytes = take(byte_count);
   if (byte_count == 0) {
     return add_int(0);
+  }
+  // Bytes that only repeat the sign; a hostile file's, or another writer's.
+  const auto is_negative = [&](uint64_t position) {
+    return (std::to_integer<unsigned>(bytes[position]) & 0x80U) != 0;
+  };
+  while (byte_count > 8 &&
+         bytes[byte_count - 1] ==
+             (is_negative(byte_count - 2) ? std::byte{0xFF} : std::byte{0})) {
+    --byte_count;
   }
   if (byte_count > 8) {
     return add_text(

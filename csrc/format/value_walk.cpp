@@ -37,8 +37,7 @@ void ValueWalk::run() {
   }
 }
 
-// Ends the topmost frame or goes on with its next value. That may push frames
-// and so move the others, which is why they are named by their positions.
+// Ends the topmost frame or goes on with its next value, which may push frames.
 void ValueWalk::step() {
   const auto frame_index = static_cast<uint32_t>(frames_.size() - 1);
   const Frame& frame = frames_.back();
@@ -272,11 +271,26 @@ NodeId ValueWalk::global_node(std::string text) {
   return entry->second;
 }
 
+// copyreg.py: in protocols 0 and 1, an instance of a class derived from tuple
+// is _reconstructor(class, tuple, items), which later protocols pickle as
+// class.__new__(class, *items).
+PickleObject ValueWalk::as_new_object(PickleObject object) const {
+  const auto args = tree_.items(object.args);
+  if (context_.meaning(object.callable).role == GlobalRole::kReconstructor &&
+      args.size() == 3 && tree_.kind(args[0]) == ValueKind::kGlobal &&
+      context_.meaning(args[1]).role == GlobalRole::kTupleClass &&
+      tree_.kind(args[2]) == ValueKind::kTuple) {
+    object.callable = args[0];
+    object.args = args[2];
+  }
+  return object;
+}
+
 NodeId ValueWalk::make_object(ValueId id, const Place& place) {
   if (tensors_.is_tensor(id)) {
     return make_tensor(id, place);
   }
-  PickleObject object = tree_.object(id);
+  PickleObject object = as_new_object(tree_.object(id));
   object.callable = stand_in(object.callable);
   const GlobalRole role = context_.meaning(object.callable).role;
   if (const NodeId array = make_array(object); array != kNoNode) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <span>
 #include <string>
@@ -46,7 +47,7 @@ class ValueWalk final : private ArraySource {
     ValueId value = kNoValue;              // of the parts that are one value
     std::span<const ValueId> values = {};  // of the others
     ValueTree::Run run = {};               // where those go
-    size_t next = 0;
+    uint32_t next = 0;
     uint32_t parent = kNoFrame;  // the frame whose value `node` is
     NodeId key = kNoNode;  // the part of the name behind the parent's, if any
     bool has_name =
@@ -78,6 +79,7 @@ class ValueWalk final : private ArraySource {
       const Place& place);
   [[nodiscard]] bool is_slots_state(ValueId id, const Place& place) const;
   NodeId global_node(std::string text);
+  [[nodiscard]] PickleObject as_new_object(PickleObject object) const;
   NodeId make_object(ValueId id, const Place& place);
   NodeId make_tensor(ValueId id, const Place& place);
   NodeId make_from_type(const PickleObject& object, const Place& place);
@@ -102,7 +104,7 @@ class ValueWalk final : private ArraySource {
   ValueTree& values_;
   TensorRebuilder tensors_;
 
-  std::vector<Frame> frames_;
+  std::deque<Frame> frames_;               // hostile files make millions
   std::vector<NodeId> node_of_value_;      // by ValueId; kNoNode: not yet
   std::vector<NodeId> position_nodes_;     // ints, by their value
   std::vector<uint32_t> unmade_prefixes_;  // of prefix_of(), for its memory

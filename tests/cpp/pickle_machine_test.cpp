@@ -103,12 +103,27 @@ TEST(keeps_big_ints_as_text) {
       run("\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\x40."s),
       "big 1180591620717411303424");
   EXPECT_EQ(
-      run("\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x80\xff."s),
-      "big -9223372036854775808");
+      run("\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x80\x00."s),
+      "big 9223372036854775808");
+  EXPECT_EQ(
+      run("\x8a\x09\xff\xff\xff\xff\xff\xff\xff\x7f\xff."s),
+      "big -9223372036854775809");
   EXPECT_EQ(run("L18446744073709551616L\n."), "big 18446744073709551616");
   EXPECT_EQ(
       run("\x8a\x21"s + std::string(32, '\0') + "\x10."),
       "big 0x10" + std::string(64, '0'));
+}
+
+TEST(long_ints_of_small_values_are_ints) {
+  EXPECT_EQ(
+      run("\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x80\xff."s),
+      "-9223372036854775808");
+  EXPECT_EQ(
+      run("\x8a\x09\xff\xff\xff\xff\xff\xff\xff\x7f\x00."s),
+      "9223372036854775807");
+  EXPECT_EQ(run("\x8a\x0a\x07\0\0\0\0\0\0\0\0\0."s), "7");
+  EXPECT_EQ(run("\x8a\x0a\xfe"s + std::string(9, '\xff') + "."), "-2");
+  EXPECT_EQ(run("\x8b\x00\x01\x00\x00"s + std::string(256, '\0') + "."), "0");
 }
 
 TEST(reads_strings) {

@@ -99,17 +99,17 @@ class Tree:
             return alive
         return self._made(node, self.handle.values([node])[0])
 
-    def some_values(self, nodes: Sequence[int]) -> list[Any]:
-        """Make the values of the first nodes, as many as one look-up may hold."""
-        return list(map(self._made, nodes, self.handle.values(nodes)))
-
     def values(self, nodes: list[int]) -> Iterator[Any]:
         """Make the values lot by lot."""
+        return map(self._made, nodes, self._given(nodes))
+
+    def _given(self, nodes: list[int]) -> Iterator[Any]:
+        """What the handle gives for nodes, as many at once as a look-up may hold."""
         begin = 0
         while begin < len(nodes):
-            values = self.some_values(nodes[begin : begin + _LOT])
-            begin += len(values)
-            yield from values
+            given = self.handle.values(nodes[begin : begin + _LOT])
+            begin += len(given)
+            yield from given
 
     def items(self, node: int) -> list[int]:
         """The nodes of a sequence's or object's items, or of a dict's values."""
@@ -133,31 +133,43 @@ class Tree:
     def plain(self, node: int) -> Any:
         """Make a value whose dicts and lists are the caller's to change."""
         made: dict[int, Any] = {}
-        unfilled: list[MappingNode | SequenceNode] = []
-
-        def take(nodes: list[int]) -> list[Any]:
-            for each, value in zip(nodes, self.values(nodes), strict=True):
-                if each in made:
-                    continue
-                if isinstance(value, MappingNode):
-                    made[each] = {}
-                    unfilled.append(value)
-                elif isinstance(value, SequenceNode) and value.kind == "list":
-                    made[each] = []
-                    unfilled.append(value)
+        unfilled = self._add_plain([node], made)
+        while unfilled:  # all of one depth at once: a look-up for each is dear
+            counts, nodes, keys = (
+                each.tolist() for each in self.handle.children(unfilled)
+            )
+            deeper = self._add_plain(nodes, made)
+            distinct_keys = [key for key in dict.fromkeys(keys) if key >= 0]
+            key_of = dict(zip(distinct_keys, self.values(distinct_keys), strict=True))
+            begin = 0
+            for container, count in zip(unfilled, counts, strict=True):
+                span = slice(begin, begin + count)
+                values = [made[each] for each in nodes[span]]
+                target = made[container]
+                if isinstance(target, dict):
+                    own = [hashable(key_of[key]) for key in keys[span]]
+                    target.update(zip(own, values, strict=True))
                 else:
-                    made[each] = value
-            return [made[each] for each in nodes]
+                    target.extend(values)
+                begin += count
+            unfilled = deeper
+        return made[node]
 
-        [result] = take([node])
-        while unfilled:
-            value = unfilled.pop()
-            values = take(self.items(value.node))
-            if isinstance(value, MappingNode):
-                made[value.node].update(zip(self.keys(value.node), values, strict=True))
+    def _add_plain(self, nodes: list[int], made: dict[int, Any]) -> list[int]:
+        """Make the values that are not made yet; return the nodes of empty ones."""
+        unfilled = []
+        new = [node for node in dict.fromkeys(nodes) if node not in made]
+        for node, item in zip(new, self._given(new), strict=True):
+            kind = item[0] if isinstance(item, tuple) else None
+            if kind == "dict":
+                made[node] = {}
+            elif kind == "list":
+                made[node] = []
             else:
-                made[value.node].extend(values)
-        return result
+                made[node] = self._made(node, item)
+                continue
+            unfilled.append(node)
+        return unfilled
 
     def _made(self, node: int, item: Any) -> Any:
         """Make a Python value of what the handle gave for a node."""
@@ -458,7 +470,7 @@ class MappingNode(Mapping[Any, Any]):
             self[key]  # fails
         nodes = list(self.nodes().values())
         for node, value in zip(nodes, self._tree.values(nodes), strict=True):
-            yield self._keep(node, value)
+            yield value if isinstance(value, Tensor) else self._keep(node, value)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -185,6 +185,36 @@ at::Tensor CheckpointHandle::entry_values(int64_t node) const {
   return numbers_of(entries.empty() ? entries : entries.subspan(1), 2);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> CheckpointHandle::children(
+    const std::vector<int64_t>& nodes) const {
+  const format::ValueTree& tree = index().values;
+  std::vector<int64_t> counts;
+  counts.reserve(nodes.size());
+  std::vector<int64_t> values;
+  std::vector<int64_t> keys;
+  for (const int64_t node : nodes) {
+    const NodeId id = checked(node);
+    const size_t begin = values.size();
+    if (tree.kind(id) == NodeKind::kDict) {
+      const auto entries = tree.object(id).entries;
+      for (size_t i = 0; i < entries.size(); i += 2) {
+        keys.push_back(number_of(entries[i]));
+        values.push_back(number_of(entries[i + 1]));
+      }
+    } else {
+      for (const NodeId item : tree.items(id)) {
+        keys.push_back(-1);
+        values.push_back(number_of(item));
+      }
+    }
+    counts.push_back(static_cast<int64_t>(values.size() - begin));
+  }
+  return {
+      at::tensor(counts, at::kLong),
+      at::tensor(values, at::kLong),
+      at::tensor(keys, at::kLong)};
+}
+
 c10::IValue CheckpointHandle::keys(int64_t node) const {
   const format::ValueTree& tree = index().values;
   const auto entries = tree.object(checked(node)).entries;

@@ -58,6 +58,12 @@ class CheckpointHandle final : public torch::CustomClassHolder {
   // int64 [n]: the nodes of the values behind an object's keys.
   at::Tensor entry_values(int64_t node) const;
 
+  // Of dicts, lists, tuples and sets, many at once: int64 [nodes], how many
+  // entries each has; int64 [n], the nodes of all their values, one after the
+  // other; int64 [n], the nodes of their keys, -1 for what has none.
+  std::tuple<at::Tensor, at::Tensor, at::Tensor> children(
+      const std::vector<int64_t>& nodes) const;
+
   // A dict's or object's keys: as TextLot::take() if there are some and all are
   // strings, else int64 [n], their nodes.
   c10::IValue keys(int64_t node) const;

@@ -83,6 +83,7 @@ TORCH_LIBRARY(ckpt_streamer, library) {
                         .def("values", &CheckpointHandle::values)
                         .def("items", &CheckpointHandle::items)
                         .def("entry_values", &CheckpointHandle::entry_values)
+                        .def("children", &CheckpointHandle::children)
                         .def("keys", &CheckpointHandle::keys)
                         .def("parts", &CheckpointHandle::parts)
                         .def("tensor", &CheckpointHandle::tensor)

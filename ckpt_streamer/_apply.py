@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.nn import Module
 from torch.nn.modules.module import _IncompatibleKeys
 
@@ -15,6 +16,7 @@ from ckpt_streamer._arguments import (
 )
 from ckpt_streamer._checkpoint import Checkpoint
 from ckpt_streamer._load import Converter, StateDictLoad
+from ckpt_streamer._own_memory import OwnMemory
 from ckpt_streamer._progress import Progress, ProgressFunction
 from ckpt_streamer._source import KeyMap, entries_of
 
@@ -31,6 +33,9 @@ def apply_state_dict(
     root: str | None = None,
     prefix: str = "",
     key_map: KeyMap | None = None,
+    copy: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | int | None = None,
     progress: bool | ProgressFunction = False,
 ) -> _IncompatibleKeys:
     """Load a state_dict into a model, like ``model.load_state_dict``, but bounded.
@@ -64,8 +69,9 @@ def apply_state_dict(
             ``_load_from_state_dict``, are not converted.
         strict: Whether missing and unexpected keys are an error.
         assign: Whether to put the tensors themselves into the model instead of
-            copying their values, as ``load_state_dict(assign=True)`` does. They
-            remain views of the file and count against no limit after the return.
+            copying their values, as ``load_state_dict(assign=True)`` does, which is
+            how to load a model on the meta device. They remain views of the file,
+            which the system can evict, and count against no limit after the return.
         memory_limit_mb: The most of the tensors' file pages to hold in physical
             memory, in MiB.
         cpu_page_size: Accepted for compatibility and not used.
@@ -77,6 +83,11 @@ def apply_state_dict(
         key_map: Renames keys, after ``prefix`` is cut off: a function of the key, or
             a mapping, which leaves as they are the keys that it does not have.
             None leaves an entry out. The modules' metadata are renamed as well.
+        copy: With ``assign``, whether to assign copies in memory of their own. They
+            take the memory of the model's final parameters, and no more than the
+            limit beside it. Entries that are one tensor's memory become one copy.
+        dtype: With ``assign``, the dtype of such copies of floating-point tensors.
+        device: With ``assign``, where such copies are made.
         progress: Whether to show a bar of tqdm's, which has to be installed; or a
             function that is called as ``progress(bytes_done, bytes_total)`` after
             each tensor, or module, of the state_dict that is loaded, and at the
@@ -90,8 +101,9 @@ def apply_state_dict(
             argument of another type.
         ImportError: ``progress`` is True, and tqdm is not installed.
         ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1, two keys
-            are renamed to one, or several mappings of a file have the most of the
-            model's keys.
+            are renamed to one, several mappings of a file have the most of the
+            model's keys, ``dtype`` is no floating-point one, or ``copy``, ``dtype``
+            or ``device`` is given without ``assign``.
         KeyError: There is no such ``root``.
         OSError, ValueError, NotImplementedError: As :func:`open`, for a path.
         RuntimeError: As ``load_state_dict`` raises it, with its text, then the keys
@@ -99,8 +111,17 @@ def apply_state_dict(
     """
     limit_bytes = memory_limit_bytes_of(memory_limit_mb)
     check_cpu_page_size(cpu_page_size)
+    copies = copy or dtype is not None or device is not None
+    if copies and not assign:
+        raise ValueError(
+            "copy, dtype and device are for assign=True; without it, the values are "
+            "copied into the model's own parameters"
+        )
+    has_shapes = converter is None
+    if copies:
+        converter = OwnMemory(converter, dtype, device)
     entries = entries_of(state_dict, model, memory_limit_mb, root, prefix, key_map)
     bar = Progress(progress, entries.values())
     return StateDictLoad(
-        model, entries, converter, strict, assign, limit_bytes, bar
+        model, entries, converter, strict, assign, limit_bytes, bar, has_shapes
     ).run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ from ckpt_streamer._matches import ASSIGN, Matches, interferes, match
 from ckpt_streamer._progress import Progress
 from ckpt_streamer._reads import EvictingReads
 
+_logger = logging.getLogger("ckpt_streamer")
+
 Converter = Callable[[Module, Module, Tensor], Tensor]
 
 
@@ -44,6 +48,7 @@ class StateDictLoad:
         assign: bool,
         memory_limit_bytes: int,
         progress: Progress,
+        has_shapes: bool,
     ) -> None:
         self._model = model
         self._entries = entries
@@ -53,6 +58,8 @@ class StateDictLoad:
         self._assign = assign
         self._memory_limit_bytes = memory_limit_bytes
         self._progress = progress
+        # Whether the entries have the shapes that are loaded, whatever converts them.
+        self._has_shapes = has_shapes
         self._report = Report(model, strict)
         # Of those loaded without PyTorch's own code.
         self._loaded_keys: list[str] = []
@@ -72,11 +79,10 @@ class StateDictLoad:
             changed_keys = Changes(self._model).keys
         else:
             changed_keys = self._changed_keys
+        self._reads = EvictingReads(self._entries, self._memory_limit_bytes)
+        self._warn_of_unmapped()
         try:
-            with (
-                EvictingReads(self._entries, self._memory_limit_bytes) as self._reads,
-                self._progress,
-            ):
+            with self._reads, self._progress:
                 if matches is None:
                     self._load(self._model, self._convertible(self._entries), "")
                 else:
@@ -89,7 +95,34 @@ class StateDictLoad:
             if keys := changed_keys():
                 text += f"\n\t{_changed_text(keys)}"
             raise RuntimeError(text)
+        self._tell_figures()
         return _IncompatibleKeys(report.missing_keys, report.unexpected_keys)
+
+    def _warn_of_unmapped(self) -> None:
+        unmapped_bytes = self._reads.unmapped_bytes
+        if unmapped_bytes > self._memory_limit_bytes:
+            _warn(
+                f"{unmapped_bytes} bytes of the state_dict are no pages of a mapped "
+                f"file, so that the limit of {self._memory_limit_bytes} bytes does not "
+                'bound them: load it by torch.load(path, map_location="cpu", '
+                "mmap=True), or give the path instead (what is not aligned in its file "
+                "is copied all the same)"
+            )
+
+    def _tell_figures(self) -> None:
+        figures = self._reads.figures()
+        _logger.debug(
+            "%s: loaded %d bytes, at most %d of the file at once, %d given back",
+            type(self._model).__name__,
+            *(figures["bytes_streamed"], figures["peak_bytes_resident"]),
+            figures["bytes_evicted"],
+        )
+        if over_bytes := figures["bytes_over_limit"]:
+            _warn(
+                f"{over_bytes} bytes of the file more than the limit of "
+                f"{self._memory_limit_bytes} bytes were in memory at once: a hook, an "
+                "override or a converter may have read more than that in one call"
+            )
 
     def _changed_keys(self) -> list[str]:
         return [key for key in self._loaded_keys if key not in self._failed_keys]
@@ -100,8 +133,7 @@ class StateDictLoad:
             return
         expected = Report(self._model, self._strict)
         entries = OrderedDict(self._entries)
-        has_shapes = self._converter is None
-        check(self._model, entries, "", self._metadata, expected, has_shapes)
+        check(self._model, entries, "", self._metadata, expected, self._has_shapes)
         if (text := expected.text()) is not None:
             raise RuntimeError(text)
 
@@ -113,9 +145,8 @@ class StateDictLoad:
             or torch._C._len_torch_function_stack()  # somebody looks at each call
         ):
             return None
-        needs_shapes = self._converter is None
         return match(
-            module, entries, prefix, self._metadata, self._assign, needs_shapes
+            module, entries, prefix, self._metadata, self._assign, self._has_shapes
         )
 
     def _load(self, module: Module, entries: dict[str, Any], prefix: str) -> None:
@@ -268,6 +299,11 @@ class StateDictLoad:
             f"are {parameter.size()} and whose dimensions in the checkpoint are "
             f"{value.size()}, an exception occurred : {error.args}."
         )
+
+
+def _warn(text: str) -> None:
+    """Warn the caller of apply_state_dict()."""
+    warnings.warn(f"ckpt_streamer: {text}", UserWarning, stacklevel=5)
 
 
 def _changed_text(keys: list[str]) -> str:

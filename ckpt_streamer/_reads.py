@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from itertools import accumulate, chain, groupby
+from mmap import PAGESIZE
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class EvictingReads:
             tensors = [tensors[index] for index in order]
         self._tensors = tensors  # held, so that an id stays that tensor's
         self._window_ends: list[int] = self._handle.window_ends().tolist()
+        self.unmapped_bytes = self._handle.unmapped_bytes()
+        """Of tensors that are no pages of a mapped file: nothing bounds them."""
         self.fits = len(self._window_ends) <= 1 and not any(map(self.exceeds, tensors))
         """Whether all tensors together keep the limit."""
 
@@ -62,16 +65,28 @@ class EvictingReads:
                     self._handle.admit(position)
 
     def exceeds(self, tensor: Tensor) -> bool:
-        """Whether a tensor is of more than the limit, to be read in pieces."""
+        """Whether a tensor's pages may be more than the limit: it is read in pieces."""
         return (
             type(tensor) in PLAIN_TENSORS
             and tensor.layout is torch.strided
-            and tensor.nbytes > self._memory_limit_bytes
+            and tensor.nbytes > self._memory_limit_bytes - PAGESIZE
         )
 
     def copy(self, destination: Tensor, source: Tensor) -> None:
         """``destination.copy_(source)``; what exceeds the limit goes in pieces."""
-        _ops.copy_(destination, source, self._memory_limit_bytes)
+        is_flat = source.is_contiguous() and destination.is_contiguous()
+        if destination.device.type == "cpu" or not is_flat:
+            _ops.copy_(destination, source, self._memory_limit_bytes)
+            return
+        count = max(1, self._memory_limit_bytes // 2 // source.itemsize)
+        pieces = destination.view(-1).split(count), source.view(-1).split(count)
+        for target, piece in zip(*pieces, strict=True):
+            target.copy_(piece)
+            self.release()
+
+    def figures(self) -> dict[str, int]:
+        """See Stream.stats()."""
+        return self._handle.figures(len(self._tensors))
 
     def release(self) -> None:
         """Give all pages back now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -117,6 +118,22 @@ def assert_refuses_as_torch(
     assert outcome == outcome_of(torch_load, twin, copy.deepcopy(state_dict), **options)
     assert_same_state(ours, model)
     return outcome.text
+
+
+def call_count(work: Callable[[], object]) -> int:
+    """How many calls and returns there are, of functions in C as well."""
+    calls = 0
+
+    def count_call(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count_call)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
 def shifted(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:

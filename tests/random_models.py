@@ -17,10 +17,17 @@ from hypothesis import strategies as st
 from load_outcomes import ExtraState, Holder, Renaming
 from torch import Tensor, nn
 from torch.ao.nn import quantized
-from torch.ao.quantization import FakeQuantize, MinMaxObserver
+from torch.ao.quantization import (
+    FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+    HistogramObserver,
+    MinMaxObserver,
+    PerChannelMinMaxObserver,
+)
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
+from torch.testing._internal.two_tensor import TwoTensor
 
 Make = Callable[[], nn.Module]
 
@@ -49,6 +56,14 @@ class OfSubclasses(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(2, 2).as_subclass(Named))
         self.register_buffer("steps", torch.ones(2).as_subclass(Marked))
+
+
+class OfWrappers(nn.Module):
+    """Of a subclass that wraps others, as quantized and distributed tensors are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2)))
 
 
 class Joining(nn.Module):
@@ -181,9 +196,13 @@ PLAIN_LEAVES: list[Make] = [
     lambda: nn.MultiheadAttention(2, 1),
     lambda: nn.MultiheadAttention(2, 1, kdim=3, vdim=5, bias=False),
     lambda: nn.EmbeddingBag(3, 2),
+    lambda: nn.TransformerEncoderLayer(2, 1, 2),
+    lambda: nn.CrossEntropyLoss(torch.ones(2)),
+    lambda: prune.l1_unstructured(nn.Linear(2, 2), "weight", 0.5),
     lambda: nn.LSTM(2, 2),
     lambda: parametrizations.weight_norm(nn.Linear(2, 2)),
     lambda: parametrizations.spectral_norm(nn.Linear(2, 2)),
+    lambda: parametrizations.orthogonal(nn.Linear(2, 2)),
     parameter_list,
     a_meta_module,
     a_scripted_module,
@@ -192,6 +211,7 @@ PLAIN_LEAVES: list[Make] = [
     FailingState,
     OfDots,
     OfSubclasses,
+    OfWrappers,
     OwnAttributes,
     nn.ReLU,
 ]
@@ -202,16 +222,24 @@ PARTICULAR_LEAVES: list[Make] = [
     OfCopies,
     Refusing,
     an_old_spectral_norm,
+    lambda: nn.SyncBatchNorm(2),
     lambda: nn.LazyLinear(2),
+    lambda: nn.LazyConv1d(2, 1),
     nn.LazyBatchNorm1d,
     lambda: nn.InstanceNorm1d(2),
     lambda: nn.InstanceNorm1d(2, affine=True, track_running_stats=True),
     lambda: of_quantized_weight(quantized.Linear(2, 2)),
     lambda: of_quantized_weight(quantized.dynamic.Linear(2, 2)),
+    lambda: quantized.BatchNorm2d(2),
+    lambda: quantized.dynamic.LSTM(2, 2),
+    lambda: quantized.dynamic.LSTMCell(2, 2),
     quantized.FloatFunctional,
     quantized.QFunctional,
     FakeQuantize,
     MinMaxObserver,
+    HistogramObserver,
+    PerChannelMinMaxObserver,
+    FusedMovingAvgObsFakeQuantize,
 ]
 CONTAINERS: list[Make] = [nn.Sequential, Holder, ExtraState, nn.ModuleDict]
 WRAPPERS: list[Callable[[nn.Module], nn.Module]] = [
@@ -429,6 +457,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "graph": lambda: torch.full((2,), 3.0, requires_grad=True),
     "marked": lambda: torch.full((2, 2), 3.0).as_subclass(Marked),
     "named": lambda: torch.full((2, 2), 3.0).as_subclass(Named),
+    "wrapper": lambda: TwoTensor(torch.full((2, 2), 3.0), torch.full((2, 2), 3.0)),
     "meta": lambda: torch.empty(2, 2, device="meta"),
     "sparse": lambda: torch.sparse_coo_tensor(
         torch.tensor([[0, 1], [1, 0]]), torch.ones(2), (2, 2), check_invariants=True

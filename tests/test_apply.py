@@ -17,6 +17,7 @@ from load_outcomes import (
     assert_loads_as_torch,
     assert_refuses_as_torch,
     assert_same_state,
+    call_count,
     identity,
     outcome_of,
     shifted,
@@ -738,25 +739,14 @@ def hooked_model(count: int) -> nn.Module:
 def test_calls_are_linear_in_the_modules(
     make: Callable[[int], nn.Module], options: dict[str, Any]
 ) -> None:
-    def call_count(count: int) -> int:
+    def calls_for(count: int) -> int:
         model = make(count)
         state_dict = model.state_dict()
         if "strict" in options:
             state_dict = OrderedDict((f"{k}.stray", v) for k, v in state_dict.items())
-        calls = 0
+        return call_count(lambda: apply_state_dict(model, state_dict, **options))
 
-        def count_call(*_: object) -> None:
-            nonlocal calls
-            calls += 1
-
-        sys.setprofile(count_call)
-        try:
-            apply_state_dict(model, state_dict, **options)
-        finally:
-            sys.setprofile(None)
-        return calls
-
-    assert call_count(256) <= 2.1 * call_count(128)
+    assert calls_for(256) <= 2.1 * calls_for(128)
 
 
 # Arguments

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from load_outcomes import assert_same_state, outcome_of, shifted, torch_load
+from load_outcomes import assert_same_state, call_count, outcome_of, shifted, torch_load
 from torch import nn
 
 import ckpt_streamer
@@ -246,20 +245,9 @@ def test_other_mappings_cost_no_call_for_each_key(tmp_path: Path) -> None:
     layers = model.state_dict()
     fewer = {key: layers[key] for key in list(layers)[1:]}
 
-    def call_count(other_count: int) -> int:
+    def calls_with(other_count: int) -> int:
         others = {f"other{i}": dict(fewer) for i in range(other_count)}
         torch.save({**others, "net": layers}, tmp_path / "file.pt")
-        calls = 0
+        return call_count(lambda: apply_state_dict(model, tmp_path / "file.pt"))
 
-        def count_call(*_: object) -> None:
-            nonlocal calls
-            calls += 1
-
-        sys.setprofile(count_call)
-        try:
-            apply_state_dict(model, tmp_path / "file.pt")
-        finally:
-            sys.setprofile(None)
-        return calls
-
-    assert call_count(17) <= call_count(1) + 16 * 64
+    assert calls_with(17) <= calls_with(1) + 16 * 64

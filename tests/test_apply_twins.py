@@ -36,6 +36,7 @@ from random_models import (
 )
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.testing._internal.two_tensor import TwoTensor
 
 from ckpt_streamer import apply_state_dict
 
@@ -60,7 +61,7 @@ def value_of(value: Any) -> Any:
         form = (value.dtype, value.device, value.layout, tuple(value.shape))
         if value.is_meta:
             return kind, form
-        plain = value.detach()
+        plain = value.a if isinstance(value, TwoTensor) else value.detach()
         if plain.is_quantized:
             plain = plain.dequantize()
         return kind, form, repr(plain.to_dense().tolist())

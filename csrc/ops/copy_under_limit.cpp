@@ -15,6 +15,7 @@
 #include "ops/other_writers.h"
 #include "ops/piecewise_copy.h"
 #include "ops/tensor_memory.h"
+#include "os/residency.h"
 #include "stream/window_streamer.h"
 
 namespace ckpt_streamer::ops {
@@ -75,10 +76,12 @@ at::Tensor& copy_(
     const at::Tensor& source,
     int64_t memory_limit_bytes) {
   const uint64_t limit_bytes = checked_limit(memory_limit_bytes);
-  if (memory_of(source).span.size_bytes() <= limit_bytes ||
-      !only_copies(destination, source) || !with_torch_errors([&] {
-        return copy_large(destination, source, limit_bytes);
-      })) {
+  // Its pages: elements that just fit may begin in the middle of one.
+  const ByteRange pages =
+      round_outward(memory_of(source).span, os::page_size_bytes());
+  if (pages.size_bytes() <= limit_bytes || !only_copies(destination, source) ||
+      !with_torch_errors(
+          [&] { return copy_large(destination, source, limit_bytes); })) {
     destination.copy_(source);
   }
   return destination;

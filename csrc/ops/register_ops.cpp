@@ -59,6 +59,7 @@ TORCH_LIBRARY(ckpt_streamer, library) {
                            .def("admit", &WindowHandle::admit)
                            .def("release", &WindowHandle::release)
                            .def("close", &WindowHandle::close)
+                           .def("unmapped_bytes", &WindowHandle::unmapped_bytes)
                            .def("stats", &WindowHandle::stats)
                            .def("not_held", &WindowHandle::not_held);
   refuse_pickling(window_handle);

@@ -243,6 +243,12 @@ void WindowHandle::check_readable() const {
   }
 }
 
+int64_t WindowHandle::unmapped_bytes() const {
+  const std::lock_guard lock(mutex_);
+  check_open();
+  return static_cast<int64_t>(streamer_->unmapped_bytes());
+}
+
 void WindowHandle::release() {
   const std::lock_guard lock(mutex_);
   if (streamer_ != nullptr) {

@@ -104,6 +104,10 @@ class WindowHandle final : public torch::CustomClassHolder {
       const PlacedTensor& part,
       Conversion& conversion);
 
+  // Bytes of the tensors outside private file mappings, as on the heap: not
+  // bounded. Shared ones once.
+  int64_t unmapped_bytes() const;
+
   // Drops all clean pages. Idempotent.
   void release();
 

@@ -170,6 +170,10 @@ bool WindowStreamer::owns_part_of(const ByteRange& range) const noexcept {
   return mapping != owned_mappings_.end() && mapping->begin < range.end;
 }
 
+uint64_t WindowStreamer::unmapped_bytes() const {
+  return covered_bytes_.back() - covered_prefixes(spans_).back();
+}
+
 void WindowStreamer::disown(const ByteRange& range) {
   std::erase_if(owned_mappings_, [&](const ByteRange& mapping) {
     return !intersect(mapping, range).empty();

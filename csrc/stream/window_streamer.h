@@ -142,6 +142,10 @@ class WindowStreamer {
     return covered_bytes_[count];
   }
 
+  // Bytes that the spans cover outside private file mappings, shared ones once:
+  // nothing of them is ever dropped. O(spans).
+  [[nodiscard]] uint64_t unmapped_bytes() const;
+
   // Says how much other memory is held now for the tensors of the stream, as
   // copies of what cannot be used where it is mapped. It is counted with their
   // pages, and is not this class's to give back.

@@ -219,6 +219,19 @@ TEST(memory_that_is_no_private_file_mapping_has_no_extents) {
   EXPECT_EQ(streamer.figures().evicted_bytes, uint64_t{0});
 }
 
+TEST(bytes_outside_file_mappings_are_told) {
+  const TemporaryFile file(kMiB);
+  const TestMapping mapping(file.path(), kMiB, MAP_PRIVATE);
+  const std::vector<char> heap(3 * kMiB);
+  const auto begin = reinterpret_cast<uint64_t>(heap.data());
+  const ByteRange half = {begin, begin + 2 * kMiB};
+  const ByteRange rest = {begin + kMiB, begin + 3 * kMiB};
+  const WindowStreamer mixed({half, mapping.range(), rest, half, {}}, kMiB);
+  EXPECT_EQ(mixed.unmapped_bytes(), 3 * kMiB);
+  const WindowStreamer mapped({mapping.range(), {}}, kMiB);
+  EXPECT_EQ(mapped.unmapped_bytes(), uint64_t{0});
+}
+
 TEST(the_mapping_of_another_file_next_door_is_not_touched) {
   const TemporaryFile file(kFileSize);
   const TemporaryFile other(kMiB);

@@ -2,7 +2,7 @@
 # make test   set up, then format, lint, types, C++ tests, Python tests
 # make bench  set up, then measure against plain mmap (some minutes, 6 GiB disk)
 # make bench-open   opening and reading files, against torch.load and safetensors
-# make bench-apply  the same for loading into models, against load_state_dict
+# make bench-apply  the same for loading into models, against load_state_dict (15 GiB memory)
 # make bench-cold  the same for a file that is not in the page cache
 # make check-sanitizers   C++ tests under ASan and UBSan
 # make fuzz   libFuzzer on every reader, FUZZ_SECONDS each (needs Clang with libFuzzer)
@@ -56,7 +56,8 @@ bench-open: build
 	$(BIN)/python bench/open.py
 
 bench-apply: build
-	$(BIN)/python bench/apply.py
+	$(BIN)/python bench/apply.py --full
+	$(BIN)/python bench/apply_memory.py --full
 
 bench-cold: build
 	$(BIN)/python bench/cold.py

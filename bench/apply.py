@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from checkpoints import load, saved_checkpoint
 from environment import write_result
+from models import large_checkpoint, large_model, nested_model, wide_model
 from pages import drop_resident, warm
 from ratios import paired_ratio
 from torch import nn
@@ -44,21 +45,6 @@ class Case:
     load_there: Callable[[], object]
 
 
-def wide_model(count: int) -> nn.Module:
-    """Many modules in one container, over which load_state_dict is quadratic."""
-    return nn.Sequential(*(nn.Linear(8, 8) for _ in range(count)))
-
-
-def nested_model(outer: int, inner: int) -> nn.Module:
-    return nn.Sequential(*(wide_model(inner) for _ in range(outer)))
-
-
-def large_model(size_mib: int) -> nn.Module:
-    """Weights of 16 MiB, a MiB each beside them in small ones."""
-    layers = size_mib // 16
-    return nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(layers)))
-
-
 def many_module_cases(
     title: str, bar: float, make_model: Callable[[], nn.Module]
 ) -> list[Case]:
@@ -75,13 +61,22 @@ def many_module_cases(
             lambda: apply_state_dict(model, state_dict, memory_limit_mb=LIMIT_MIB),
             lambda: model.load_state_dict(state_dict),
         ),
+        Case(
+            title,
+            "torch.load(mmap=True) and it",
+            0.05,
+            model,
+            path,
+            lambda: apply_state_dict(model, path, memory_limit_mb=LIMIT_MIB),
+            lambda: model.load_state_dict(load(path)),
+        ),
     ]
 
 
 def large_cases(size_mib: int) -> list[Case]:
     title = f"{size_mib} MiB"
     model = large_model(size_mib)
-    path = saved_checkpoint(f"linear-{size_mib}", model.state_dict)
+    path = large_checkpoint(size_mib)
     # Each side has a mapping of its own: loading here advises the kernel how to
     # map its file, and PyTorch's way must not see that.
     ours, plain = load(path), load(path)

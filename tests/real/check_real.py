@@ -2,7 +2,8 @@
 
 Downloads the packages of packages.txt to .cache/real/, through pip, and compares
 each checkpoint in them leaf by leaf: names, dtypes, shapes, strides, bytes, which
-tensors share a storage, requires_grad. No code of a package is run: torch loads
+tensors share a storage, requires_grad. Into the models of some it loads the file
+both ways and compares their outputs. No code of a package is run: torch loads
 with weights_only=True, and classes that this does not know are stood in for.
 """
 
@@ -36,6 +37,7 @@ from leaves import (  # noqa: E402 - the tests' own modules
     leaves_of,
     read_leaves,
 )
+from public_models import PUBLIC_MODELS, output_differences  # noqa: E402
 
 CACHE = HERE.parent.parent / ".cache" / "real"
 
@@ -203,6 +205,9 @@ def check(package: Package) -> tuple[int, int]:
         theirs, reference = REFERENCES[kind](path)
         try:
             found = differences(read_leaves(str(path)), theirs)
+            if name in PUBLIC_MODELS:
+                found += output_differences(name, path)
+                reference += ", and the outputs of its model"
         except Exception as error:  # any fails this file alone
             found = [f"{type(error).__name__}: {error}"]
         storages = {

@@ -93,7 +93,9 @@ def output_differences(name: str, path: Path) -> list[str]:
     for options in WAYS:
         with torch.device("meta" if "assign" in options else "cpu"):
             model = make().eval()
-        keys = apply_state_dict(model, path, strict=False, memory_limit_mb=4, **options)
+        keys = apply_state_dict(
+            model, path, strict=False, memory_limit_mb=16, **options
+        )
         dtype = options.get("dtype", torch.float32)
         with torch.no_grad():
             equals = torch.equal(

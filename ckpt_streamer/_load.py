@@ -95,7 +95,7 @@ class StateDictLoad:
             if keys := changed_keys():
                 text += f"\n\t{_changed_text(keys)}"
             raise RuntimeError(text)
-        self._tell_figures()
+        self._tell_stats()
         return _IncompatibleKeys(report.missing_keys, report.unexpected_keys)
 
     def _warn_of_unmapped(self) -> None:
@@ -109,15 +109,15 @@ class StateDictLoad:
                 "is copied all the same)"
             )
 
-    def _tell_figures(self) -> None:
-        figures = self._reads.figures()
+    def _tell_stats(self) -> None:
+        stats = self._reads.stats()
         _logger.debug(
             "%s: loaded %d bytes, at most %d of the file at once, %d given back",
             type(self._model).__name__,
-            *(figures["bytes_streamed"], figures["peak_bytes_resident"]),
-            figures["bytes_evicted"],
+            *(stats["bytes_streamed"], stats["peak_bytes_resident"]),
+            stats["bytes_evicted"],
         )
-        if over_bytes := figures["bytes_over_limit"]:
+        if over_bytes := stats["bytes_over_limit"]:
             _warn(
                 f"{over_bytes} bytes of the file more than the limit of "
                 f"{self._memory_limit_bytes} bytes were in memory at once: a hook, an "

@@ -84,9 +84,9 @@ class EvictingReads:
             target.copy_(piece)
             self.release()
 
-    def figures(self) -> dict[str, int]:
-        """See Stream.stats()."""
-        return self._handle.figures(len(self._tensors))
+    def stats(self) -> dict[str, int]:
+        """Byte counts under the names of StreamStats."""
+        return self._handle.stats(len(self._tensors))
 
     def release(self) -> None:
         """Give all pages back now."""

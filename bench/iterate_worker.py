@@ -52,18 +52,19 @@ def seconds_of_each(
     Kernels reclaim cached pages as they see fit (DAMON, for one, those of idle
     files), and what is read in again lies in smaller folios, which cost more to
     map and to unmap. Where that has happened, the file is warmed and the pair
-    begins anew. `huge_bytes` is what all of the file maps as huge pages when it
-    is warm.
+    begins anew, a few times at most. `huge_bytes` is what all of the file maps as
+    huge pages when it is warm.
     """
-    while True:
-        seconds = {}
+    seconds = {}
+    for _ in range(3):
         for name, run in sides:
             drop_resident(path)
             seconds[name] = seconds_of(run)
         if huge_page_bytes(path) >= huge_bytes * 0.98:
-            return seconds
+            break
         drop_resident(path)
         warm(path)
+    return seconds
 
 
 def time_pairs(

@@ -179,20 +179,17 @@ void ReadAhead::hand_over(std::vector<Block> blocks) {
   owner_process_ = os::current_process_id();
 }
 
-bool ReadAhead::request(std::span<const ByteRange> ranges) noexcept {
+void ReadAhead::request(std::span<const ByteRange> ranges) noexcept {
   forget_the_parents();
   try {
-    const bool is_cached = !may_be_cold(ranges);
     std::vector<Block> blocks;
-    if (!is_cached) {
+    if (may_be_cold(ranges)) {
       blocks = cold_blocks(ranges);
     }
     if (!blocks.empty() || thread_.joinable()) {
       hand_over(std::move(blocks));
     }
-    return is_cached;
   } catch (...) {  // no memory, or no further thread: nothing is read ahead
-    return false;
   }
 }
 

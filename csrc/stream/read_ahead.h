@@ -27,10 +27,9 @@ class ReadAhead {
   ReadAhead& operator=(const ReadAhead&) = delete;
 
   // What will be read next, in that order; replaces what was asked for before.
-  // Comes back at once. Whatever the system refuses is not read ahead. True if
-  // all seems to be cached, so that there is nothing to do.
+  // Comes back at once. Whatever the system refuses is not read ahead.
   // REQUIRES: the ranges lie in private file mappings of this process.
-  bool request(std::span<const ByteRange> ranges) noexcept;
+  void request(std::span<const ByteRange> ranges) noexcept;
 
   // Ends the thread, after what it is reading now: a block at most.
   void stop() noexcept;

@@ -266,9 +266,6 @@ void WindowStreamer::drop_live(const ByteRange& next) {
   const os::DropResult result = drop(ranges, other_writers);
   record(result, kept_bytes);
   figures_.undropped_bytes += result.remaining_bytes;
-  const uint64_t live_bytes = kept_bytes + total_bytes(ranges);
-  reads_all_ =
-      live_bytes > 0 && result.found_bytes + kept_bytes >= live_bytes / 8 * 7;
 }
 
 void WindowStreamer::enter(size_t window) {
@@ -284,24 +281,10 @@ void WindowStreamer::enter(size_t window) {
     live_.add(span);
   }
   // Before the edges are read, so that the disk has more to do than that.
-  const bool is_cached = read_ahead(spans_of_window(window + 1));
+  read_ahead(spans_of_window(window + 1));
   if (rules_.pins_edges()) {
     for (const ByteRange& extent : live_.extents()) {
       pin_edges(extent);
-    }
-  } else if (is_cached && reads_all_ && !is_over_limit()) {
-    map_live();
-  }
-}
-
-void WindowStreamer::map_live() {
-  std::vector<ByteRange> ranges;
-  for (const ByteRange& extent : live_.extents()) {
-    append_owned(extent, ranges);
-  }
-  for (const ByteRange& range : ranges) {
-    if (residency_.populate(range) != 0) {
-      return;  // the reader's own faults say why
     }
   }
 }
@@ -317,7 +300,7 @@ std::span<const ByteRange> WindowStreamer::spans_of_window(
 
 // The file is read as far as the next window is likely to need it while this
 // one is in use, no further: a container is charged for what is cached.
-bool WindowStreamer::read_ahead(std::span<const ByteRange> next) noexcept {
+void WindowStreamer::read_ahead(std::span<const ByteRange> next) noexcept {
   constexpr uint64_t kMostAheadBytes = uint64_t{64} << 20;
   try {
     const uint64_t limit_bytes = rules_.memory_limit_bytes;
@@ -349,9 +332,8 @@ bool WindowStreamer::read_ahead(std::span<const ByteRange> next) noexcept {
     }
     run.end = std::min(run.end, run.begin + ahead_bytes);
     append_owned(run, ranges);
-    return read_ahead_.request(ranges);
+    read_ahead_.request(ranges);
   } catch (...) {  // no memory: a hint that is not given
-    return false;
   }
 }
 

@@ -173,9 +173,6 @@ class WindowStreamer {
   void begin_if_idle();
   // Keeps faults at both edges of a live extent from mapping what is outside.
   void pin_edges(const ByteRange& extent);
-  // Maps all that is live by one call a range, which takes less than a fault a
-  // block does.
-  void map_live();
   os::DropResult drop(
       std::span<const ByteRange> ranges,
       os::OtherWriters other_writers) noexcept;
@@ -190,8 +187,7 @@ class WindowStreamer {
       size_t window) const noexcept;
   // Reads ahead what is live, then as much as is allowed of the ranges: what
   // the stream goes on with, by addresses inside all_extents_.
-  // True if all seems to be cached.
-  bool read_ahead(std::span<const ByteRange> next) noexcept;
+  void read_ahead(std::span<const ByteRange> next) noexcept;
 
   // Fixed at construction, in this order.
   std::vector<ByteRange> spans_;  // in the end, empty where nothing may go
@@ -207,9 +203,6 @@ class WindowStreamer {
   plan::Window live_;
   bool is_live_ = false;
   bool was_live_ = false;  // ever
-  // Whether nearly all of what was live before was read: then it is worth while
-  // to map all of the next window at once.
-  bool reads_all_ = false;
   uint64_t held_bytes_ = 0;
   uint64_t peak_held_bytes_ = 0;  // since pages were last dropped
   ReadAhead read_ahead_;

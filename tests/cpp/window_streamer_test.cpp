@@ -75,27 +75,6 @@ TEST(the_limit_holds_for_any_tensor_below_it) {
   }
 }
 
-TEST(a_window_is_mapped_at_once_after_one_that_was_read) {
-  const TemporaryFile file(kFileSize);
-  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
-  mapping.touch();  // cached
-  constexpr uint64_t kLimit = 32 * kMiB;
-  const std::vector<ByteRange> spans = cut(mapping.range(), 0, 4 * kMiB);
-  for (const bool is_read : {false, true}) {
-    WindowStreamer streamer(spans, kLimit);
-    streamer.enter(0);
-    EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
-    touch(spans[0]);
-    for (size_t i = 1; is_read && i < streamer.window_ends()[0]; ++i) {
-      touch(spans[i]);
-    }
-    streamer.enter(1);
-    const uint64_t mapped_bytes = is_read ? kLimit : 0;
-    EXPECT_EQ(mapping.resident().clean_bytes, mapped_bytes);
-    EXPECT(streamer.invariants_hold());
-  }
-}
-
 TEST(a_tensor_above_the_limit_is_measured_and_told) {
   const TemporaryFile file(kFileSize);
   const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);

@@ -183,7 +183,11 @@ class Residency {
       const ByteRange& range,
       Way way,
       int& error_number) noexcept;
-  int drop_run(const ByteRange& run, bool is_huge, Way way) noexcept;
+  int drop_run(
+      const ByteRange& run,
+      bool is_huge,
+      Way way,
+      bool may_be_locked) noexcept;
 
   PageOut page_out_;
   ScanMethod method_;

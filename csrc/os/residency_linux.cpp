@@ -347,10 +347,11 @@ uint64_t Residency::drop_runs(
     const ByteRange& range,
     Way way,
     int& error_number) noexcept {
+  const bool may_be_locked = way == Way::kMoveAway && has_locked_memory();
   uint64_t found_bytes = 0;
   const auto drop = [&](const ByteRange& run, bool is_huge) {
     found_bytes += run.size_bytes();
-    const int failure = drop_run(run, is_huge, way);
+    const int failure = drop_run(run, is_huge, way, may_be_locked);
     error_number = error_number != 0 ? error_number : failure;
   };
   const auto kind =
@@ -358,7 +359,11 @@ uint64_t Residency::drop_runs(
   return for_each_run(range, kind, drop) ? found_bytes : kUnknownBytes;
 }
 
-int Residency::drop_run(const ByteRange& run, bool is_huge, Way way) noexcept {
+int Residency::drop_run(
+    const ByteRange& run,
+    bool is_huge,
+    Way way,
+    bool may_be_locked) noexcept {
   switch (way) {
     case Way::kDiscard:
       return advise(run, MADV_DONTNEED);
@@ -379,7 +384,7 @@ int Residency::drop_run(const ByteRange& run, bool is_huge, Way way) noexcept {
         PageKind::kWritten,
         [&](const ByteRange& written, bool) { visit(written); });
   };
-  return move_away(run, has_locked_memory(), scan);
+  return move_away(run, may_be_locked, scan);
 }
 
 void Residency::drop_range(

@@ -121,21 +121,21 @@ c10::IValue CheckpointHandle::values(const std::vector<int64_t>& nodes) {
 }
 
 std::optional<at::Tensor> CheckpointHandle::tensor(const std::string& name) {
-  Conversion conversion(dtype_);
-  return with_torch_errors([&]() -> std::optional<at::Tensor> {
-    const std::optional<uint32_t> tensor_index = find_tensor(name);
-    if (!tensor_index.has_value()) {
-      return std::nullopt;
-    }
-    const PlacedTensor whole = checkpoint_->placed_tensor(*tensor_index);
-    return lookups()->read_part(*tensor_index, whole, whole, conversion);
-  });
+  return read(name, [](const PlacedTensor& whole) { return whole; });
 }
 
 std::optional<at::Tensor> CheckpointHandle::slice(
     const std::string& name,
     int64_t begin,
     int64_t end) {
+  return read(name, [&](const PlacedTensor& whole) {
+    return slice_of(whole, name, begin, end);
+  });
+}
+
+std::optional<at::Tensor> CheckpointHandle::read(
+    const std::string& name,
+    const std::function<PlacedTensor(const PlacedTensor&)>& part_of) {
   Conversion conversion(dtype_);
   return with_torch_errors([&]() -> std::optional<at::Tensor> {
     const std::optional<uint32_t> tensor_index = find_tensor(name);
@@ -143,7 +143,7 @@ std::optional<at::Tensor> CheckpointHandle::slice(
       return std::nullopt;
     }
     const PlacedTensor whole = checkpoint_->placed_tensor(*tensor_index);
-    const PlacedTensor part = slice_of(whole, name, begin, end);
+    const PlacedTensor part = part_of(whole);
     return lookups()->read_part(*tensor_index, whole, part, conversion);
   });
 }

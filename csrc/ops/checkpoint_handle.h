@@ -11,6 +11,7 @@
 #include <torch/custom_class.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -107,6 +108,10 @@ class CheckpointHandle final : public torch::CustomClassHolder {
   }
   [[nodiscard]] format::NodeId checked(int64_t node) const;
   [[nodiscard]] const format::SlotFinder& finder();
+  // The part of a named tensor, if there is one of that name.
+  std::optional<at::Tensor> read(
+      const std::string& name,
+      const std::function<PlacedTensor(const PlacedTensor&)>& part_of);
   // The index of the tensor of a name, if there is one.
   std::optional<uint32_t> find_tensor(const std::string& name);
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "os/advise.h"
 #include "os/page_cache.h"
 #include "os/residency.h"
 
@@ -39,9 +40,8 @@ void advise_in_steps(int descriptor, uint64_t begin, uint64_t end) noexcept {
 bool is_cached(uint64_t address) noexcept {
   unsigned char state = 1;
   const uint64_t page = round_down(address, page_size_bytes());
-  // NOLINTNEXTLINE(performance-no-int-to-ptr): addresses are kept as numbers
-  auto* const pointer = reinterpret_cast<void*>(page);
-  return ::mincore(pointer, page_size_bytes(), &state) != 0 || (state & 1) != 0;
+  return ::mincore(pointer_to(page), page_size_bytes(), &state) != 0 ||
+         (state & 1) != 0;
 }
 
 uint64_t prefetch_block_bytes() noexcept {

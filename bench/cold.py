@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -29,28 +28,14 @@ from typing import Any
 import torch
 from checkpoints import MIB, load, tensors_checkpoint
 from environment import write_result
-from pages import warm
+from pages import make_cold, read_through, warm
 from ratios import paired_ratio
 
 from ckpt_streamer import stream
 
-READ_BYTES = 8 * MIB
 WORK_SECONDS_PER_MIB = 1e-3
 # How many MiB of tensors of how many MiB, and the limit.
 CASES = ((1024, 4, 64), (1024, 32, 64), (2048, 4, 1024))
-
-
-def make_cold(path: Path) -> None:
-    """Drop a file from the page cache.
-
-    REQUIRES: no process maps it.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 def tensors_of(way: str, path: Path, limit_mib: int) -> Iterator[torch.Tensor]:
@@ -64,10 +49,7 @@ def tensors_of(way: str, path: Path, limit_mib: int) -> Iterator[torch.Tensor]:
 
 def read_once(way: str, path: Path, limit_mib: int) -> None:
     if way == "disk":
-        with open(path, "rb", buffering=0) as file:
-            buffer = bytearray(READ_BYTES)
-            while file.readinto(buffer):
-                pass
+        read_through(path)
         return
     for tensor in tensors_of(way, path, limit_mib):
         tensor.sum()

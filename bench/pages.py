@@ -88,14 +88,28 @@ def warm(path: Path) -> None:
 
     REQUIRES: no process has pages of the file mapped in; those cannot be dropped.
     """
+    make_cold(path)
+    with suppress(OSError):
+        Path("/proc/sys/vm/compact_memory").write_text("1")
+    read_through(path)
+
+
+def make_cold(path: Path) -> None:
+    """Write a file back and drop it from the page cache.
+
+    REQUIRES: no process has pages of the file mapped in; those stay.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        with suppress(OSError):
-            Path("/proc/sys/vm/compact_memory").write_text("1")
-        buffer = bytearray(_READ_BYTES)
-        while os.readv(descriptor, [buffer]):
-            pass
     finally:
         os.close(descriptor)
+
+
+def read_through(path: Path) -> None:
+    """Read a file from front to end, 8 MiB at a time."""
+    with path.open("rb", buffering=0) as file:
+        buffer = bytearray(_READ_BYTES)
+        while file.readinto(buffer):
+            pass

@@ -10,6 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
+from ckpt_streamer._arguments import check_dtype
 from ckpt_streamer._load import Converter
 from ckpt_streamer._matches import PLAIN_TENSORS
 
@@ -35,11 +36,7 @@ class OwnMemory:
             ValueError: It is not of floating-point numbers.
             RuntimeError: There is no such ``device``.
         """
-        if dtype is not None and not isinstance(dtype, torch.dtype):
-            raise TypeError(
-                f"dtype is {dtype!r} ({type(dtype).__name__}), expected None or a "
-                "floating-point torch.dtype"
-            )
+        check_dtype(dtype)
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype is {dtype}, expected a floating-point dtype")
         self._converter = converter

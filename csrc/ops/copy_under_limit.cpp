@@ -55,7 +55,7 @@ bool copy_large(
     const at::Tensor& source,
     uint64_t memory_limit_bytes) {
   const ByteRange span = memory_of(source).span;
-  stream::WindowStreamer streamer({span}, memory_limit_bytes, OtherWriters());
+  stream::WindowStreamer streamer({span}, memory_limit_bytes, other_threads());
   if (!streamer.owns_part_of(span)) {
     return false;
   }

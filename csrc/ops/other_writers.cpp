@@ -4,52 +4,86 @@
 #include <ATen/TensorIterator.h>
 #include <ATen/ops/empty.h>
 
+#include <atomic>
 #include <mutex>
 #include <vector>
 
 namespace ckpt_streamer::ops {
 namespace {
 
-// The threads that run a parallel region of torch's, the caller included. The
-// region is TensorIterator's: at::parallel_for is a template over OpenMP, and
-// compiled here it would run on the workers of another OpenMP library.
-std::vector<int64_t> threads_of(at::TensorIterator& region) {
-  std::vector<int64_t> threads;
-  std::mutex mutex;
+// Runs `body` on the threads of a parallel region of torch's, the caller
+// included. The region is TensorIterator's: at::parallel_for is a template over
+// OpenMP, and compiled here it would run on the workers of another OpenMP
+// library.
+template <typename Body>
+void run_region(at::TensorIterator& region, Body body) {
   region.for_each(
-      [&](char**, const int64_t*, int64_t) {
-        const std::lock_guard lock(mutex);
-        threads.push_back(os::current_thread_id());
-      },
+      [&](char**, const int64_t*, int64_t) { body(); },
       /*grain_size=*/1);
-  return threads;
 }
 
 }  // namespace
 
 OtherWriters::OtherWriters() = default;
 OtherWriters::~OtherWriters() = default;
-OtherWriters::OtherWriters(const OtherWriters&) {}
 
-std::vector<int64_t> OtherWriters::intra_op_threads() {
+bool OtherWriters::may_use_workers() {
 #if AT_PARALLEL_OPENMP
-  if (!at::in_parallel_region()) {
-    const int64_t count = at::get_num_threads();
-    if (region_ == nullptr || region_->numel() != count) {
-      at::Tensor elements = at::empty({count}, at::kByte);
-      region_ = std::make_unique<at::TensorIterator>(
-          at::TensorIterator::nullary_op(elements));
-    }
-    return threads_of(*region_);
-  }
+  return !at::in_parallel_region();
+#else
+  return false;
 #endif
-  return {};
 }
 
-os::OtherWriters OtherWriters::operator()() {
+std::vector<int64_t> OtherWriters::intra_op_threads() {
+  if (!may_use_workers()) {
+    return {};
+  }
+  const int64_t count = at::get_num_threads();
+  if (region_ == nullptr || region_->numel() != count) {
+    at::Tensor elements = at::empty({count}, at::kByte);
+    region_ = std::make_unique<at::TensorIterator>(
+        at::TensorIterator::nullary_op(elements));
+  }
+  std::vector<int64_t> threads;
+  std::mutex mutex;
+  run_region(*region_, [&] {
+    const std::lock_guard lock(mutex);
+    threads.push_back(os::current_thread_id());
+  });
+  are_workers_polling_ = threads.size() > 1;
+  return threads;
+}
+
+os::OtherWriters OtherWriters::look() {
+  are_workers_polling_ = false;
   return census_.others_at_rest([this] { return intra_op_threads(); })
              ? os::OtherWriters::kNone
              : os::OtherWriters::kPossible;
+}
+
+void OtherWriters::run_at_once(
+    size_t count,
+    const std::function<void(size_t)>& task) {
+  std::atomic<size_t> next = 0;
+  const auto work = [&] {
+    for (size_t i = next++; i < count; i = next++) {
+      task(i);
+    }
+  };
+  if (are_workers_polling_ && may_use_workers()) {
+    run_region(*region_, work);
+  }
+  work();
+}
+
+stream::OtherThreads other_threads() {
+  const auto threads = std::make_shared<OtherWriters>();
+  return {
+      [threads] { return threads->look(); },
+      [threads](size_t count, const std::function<void(size_t)>& task) {
+        threads->run_at_once(count, task);
+      }};
 }
 
 }  // namespace ckpt_streamer::ops

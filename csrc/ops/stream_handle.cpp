@@ -46,7 +46,7 @@ StreamHandle::StreamHandle(
       conversion_(std::move(conversion)),
       may_be_tied_(
           conversion_.is_wanted() ? find_ties(spans) : std::vector<bool>()),
-      streamer_(std::move(spans), memory_limit_bytes, OtherWriters()) {}
+      streamer_(std::move(spans), memory_limit_bytes, other_threads()) {}
 
 StreamHandle::~StreamHandle() {
   disown_moved(streamer_, source_->take_moved());

@@ -50,7 +50,7 @@ WindowHandle::WindowHandle(
           std::make_unique<stream::WindowStreamer>(
               std::move(spans),
               memory_limit_bytes_ - lot_bytes(memory_limit_bytes_, dtype),
-              OtherWriters())),
+              other_threads())),
       is_planned_(true) {}
 
 WindowHandle::~WindowHandle() {
@@ -86,7 +86,7 @@ void WindowHandle::plan() {
     streamer_ = std::make_unique<stream::WindowStreamer>(
         std::move(spans),
         memory_limit_bytes_,
-        OtherWriters());
+        other_threads());
     if (!std::is_sorted(order.begin(), order.end())) {
       order_.assign(order.begin(), order.end());
     }

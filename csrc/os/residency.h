@@ -28,6 +28,7 @@
 // the look and the drop is said at OtherWriters.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -113,11 +114,20 @@ struct DropResult {
   // Whether pages beside the ranges may have been unmapped as well, because
   // they were in large folios with those inside.
   bool has_split = false;
+
+  DropResult& operator+=(const DropResult& other) noexcept {
+    found_bytes += other.found_bytes;
+    remaining_bytes += other.remaining_bytes;
+    error_number = error_number != 0 ? error_number : other.error_number;
+    has_split = has_split || other.has_split;
+    return *this;
+  }
 };
 
 // Reads and drops pages of this process. Holds one descriptor, and those
 // of PageOut if it drops beside others, opened anew after a fork (they name the
-// process that opened them). Not thread-safe.
+// process that opened them). Not thread-safe; but once scan_error() was asked
+// in this process, drop_resident(kNone) may run on several threads at once.
 class Residency {
  public:
   explicit Residency(ScanMethod method = ScanMethod::kBest) noexcept;
@@ -191,10 +201,10 @@ class Residency {
 
   PageOut page_out_;
   ScanMethod method_;
-  bool fast_scan_works_ = true;
+  std::atomic<bool> fast_scan_works_ = true;
   int descriptor_ = -1;
   int64_t owner_process_ = 0;
-  int scan_error_ = 0;
+  std::atomic<int> scan_error_ = 0;
 };
 
 }  // namespace ckpt_streamer::os

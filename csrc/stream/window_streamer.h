@@ -53,13 +53,21 @@ struct StreamFigures {
   uint64_t prefetched_bytes = 0;
 };
 
-// Whether threads that the caller does not know to be at rest may write to the
-// tensors now; asked once for each drop.
-using WriterCheck = std::function<os::OtherWriters()>;
-
 [[nodiscard]] inline os::OtherWriters always_possible() noexcept {
   return os::OtherWriters::kPossible;
 }
+
+// The process's other threads, as the engine has to know them.
+struct OtherThreads {
+  // Whether threads that the caller does not know to be at rest may write to
+  // the tensors now; asked once for each drop.
+  std::function<os::OtherWriters()> writers = always_possible;
+  // Runs task(i) for each i below `count`, each once, on the caller and on
+  // threads that are at rest, and returns when all are done. Called only after
+  // `writers` said kNone; tasks do not throw. Empty: there are no such threads.
+  std::function<void(size_t count, const std::function<void(size_t)>& task)>
+      run_at_once;
+};
 
 class WindowStreamer {
  public:
@@ -70,9 +78,9 @@ class WindowStreamer {
   WindowStreamer(
       std::vector<ByteRange> spans,
       uint64_t memory_limit_bytes,
-      WriterCheck other_writers = always_possible,
+      OtherThreads other_threads = {},
       os::ScanMethod scan_method = os::ScanMethod::kBest);
-  // Releases, if anything was ever live. Asks no WriterCheck.
+  // Releases, if anything was ever live. Asks for no other threads.
   ~WindowStreamer();
   WindowStreamer(const WindowStreamer&) = delete;
   WindowStreamer& operator=(const WindowStreamer&) = delete;
@@ -176,6 +184,7 @@ class WindowStreamer {
   os::DropResult drop(
       std::span<const ByteRange> ranges,
       os::OtherWriters other_writers) noexcept;
+  os::DropResult drop_at_once(std::span<const ByteRange> ranges);
   // `kept_bytes`: what was clean and resident and not to be dropped.
   void record(const os::DropResult& result, uint64_t kept_bytes) noexcept;
   // The part of [range) in the mappings that back the spans.
@@ -194,7 +203,7 @@ class WindowStreamer {
   std::vector<uint64_t> covered_bytes_;  // [span_count() + 1], ascending
   plan::WindowRules rules_;
   std::vector<size_t> window_ends_;
-  WriterCheck other_writers_;
+  OtherThreads other_threads_;
   // State.
   std::vector<ByteRange> owned_mappings_;  // ascending, disjoint
   std::vector<ByteRange> all_extents_;  // of all spans, inside owned_mappings_

@@ -1,6 +1,10 @@
 #include "stream/window_streamer.h"
 
 #include <algorithm>
+#include <atomic>
+#include <functional>
+#include <thread>
+#include <vector>
 
 #include "temporary_file.h"
 #include "test_macros.h"
@@ -63,7 +67,7 @@ TEST(the_limit_holds_for_any_tensor_below_it) {
         const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
         mapping.touch();  // resident from before the stream
         const std::vector<ByteRange> spans = cut(mapping.range(), 64, size);
-        WindowStreamer streamer(spans, limit, always_possible, method);
+        WindowStreamer streamer(spans, limit, {}, method);
         EXPECT(peak_of(streamer, spans, mapping) <= limit);
         streamer.release();
         EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
@@ -313,16 +317,50 @@ TEST(without_page_tables_the_excess_is_told) {
   const TemporaryFile file(kFileSize);
   const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
   const std::vector<ByteRange> spans = cut(mapping.range(), 0, kMiB);
-  WindowStreamer streamer(
-      spans,
-      4 * kMiB,
-      always_possible,
-      os::ScanMethod::kNone);
+  WindowStreamer streamer(spans, 4 * kMiB, {}, os::ScanMethod::kNone);
   peak_of(streamer, spans, mapping);
   EXPECT_EQ(mapping.resident().clean_bytes, kFileSize);
   EXPECT_EQ(streamer.figures().evicted_bytes, uint64_t{0});
   EXPECT(streamer.figures().peak_resident_bytes >= kFileSize - 4 * kMiB);
   EXPECT(streamer.figures().drop_error != 0);
+}
+
+TEST(a_large_window_is_dropped_by_several_threads) {
+  constexpr uint64_t kLargeFile = 64 * kMiB;
+  const TemporaryFile file(kLargeFile);
+  const TestMapping mapping(file.path(), kLargeFile, MAP_PRIVATE);
+  std::atomic<size_t> task_count = 0;
+  const OtherThreads threads{
+      [] { return os::OtherWriters::kNone; },
+      [&](size_t count, const std::function<void(size_t)>& task) {
+        std::vector<std::thread> workers;
+        for (size_t i = 0; i < count; ++i) {
+          workers.emplace_back([&, i] {
+            ++task_count;
+            task(i);
+          });
+        }
+        for (std::thread& worker : workers) {
+          worker.join();
+        }
+      }};
+  // With a hole in it, and one page that is written to.
+  const uint64_t begin = mapping.range().begin;
+  std::vector<ByteRange> spans = cut(mapping.range(), 0, kMiB);
+  spans.erase(spans.begin() + 20, spans.begin() + 28);
+  WindowStreamer streamer(spans, kLargeFile, threads);
+  streamer.enter(0);
+  auto* const written = reinterpret_cast<volatile char*>(begin + 40 * kMiB);
+  *written = 'w';
+  mapping.touch();
+  streamer.release();
+  EXPECT(task_count > 1);
+  EXPECT_EQ(*written, 'w');
+  EXPECT_EQ(streamer.written_bytes(), os::page_size_bytes());
+  EXPECT_EQ(streamer.resident_bytes(), uint64_t{0});
+  EXPECT_EQ(streamer.figures().undropped_bytes, uint64_t{0});
+  EXPECT(streamer.figures().evicted_bytes >= 56 * kMiB - os::page_size_bytes());
+  EXPECT(streamer.figures().evicted_bytes <= kLargeFile);
 }
 
 // Files that are mapped one after the other mostly lie one below the other.

@@ -27,7 +27,7 @@ def apply_state_dict(
     converter: Converter | None = None,
     strict: bool = True,
     assign: bool = False,
-    memory_limit_mb: int = 1024,
+    memory_limit_mb: int | None = 1024,
     cpu_page_size: int | None = None,
     *,
     root: str | None = None,
@@ -73,7 +73,7 @@ def apply_state_dict(
             how to load a model on the meta device. They remain views of the file,
             which the system can evict, and count against no limit after the return.
         memory_limit_mb: The most of the tensors' file pages to hold in physical
-            memory, in MiB.
+            memory, in MiB; None for what fits the machine, as :func:`open` chooses it.
         cpu_page_size: Accepted for compatibility and not used.
         root: Where in ``state_dict`` the entries are: keys joined by dots, as
             ``"state_dict"``; ``""`` for the outermost mapping of a file, whatever
@@ -120,7 +120,7 @@ def apply_state_dict(
     has_shapes = converter is None
     if copies:
         converter = OwnMemory(converter, dtype, device)
-    entries = entries_of(state_dict, model, memory_limit_mb, root, prefix, key_map)
+    entries = entries_of(state_dict, model, limit_bytes, root, prefix, key_map)
     bar = Progress(progress, entries.values())
     return StateDictLoad(
         model, entries, converter, strict, assign, limit_bytes, bar, has_shapes

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
 
+from ckpt_streamer import _ops
+
 Path = str | os.PathLike[str]
 
 _MIB = 1024 * 1024
 
+_logger = logging.getLogger("ckpt_streamer")
 
-def memory_limit_bytes_of(memory_limit_mb: int) -> int:
+
+def memory_limit_bytes_of(memory_limit_mb: int | None) -> int:
     """Check ``memory_limit_mb`` and return it in bytes.
 
+    For ``None``, what fits the machine and the container at the moment; a line of
+    the logger ``ckpt_streamer`` at level INFO says what, and why.
+
     Raises:
-        TypeError: It is not an ``int`` (``bool`` is none here).
+        TypeError: It is neither ``None`` nor an ``int`` (``bool`` is none here).
         ValueError: It is below 1, or too large to count in bytes.
     """
-    _check_int("memory_limit_mb", memory_limit_mb, "an int >= 1 (MiB)")
+    if memory_limit_mb is None:
+        limit_bytes, explanation = _ops.default_memory_limit()
+        _logger.info("the memory limit is %s", explanation)
+        return limit_bytes
+    _check_int("memory_limit_mb", memory_limit_mb, "None or an int >= 1 (MiB)")
     limit_bytes = memory_limit_mb * _MIB
     if limit_bytes >= 2**63:
         raise ValueError(

@@ -283,7 +283,7 @@ class Checkpoint:
 
 def open(
     path: Path | Sequence[Path],
-    memory_limit_mb: int = 1024,
+    memory_limit_mb: int | None = 1024,
     *,
     dtype: torch.dtype | None = None,
     select: Select | None = None,
@@ -298,7 +298,12 @@ def open(
     Args:
         path: The file, or a list of files to be one stream, in that order.
         memory_limit_mb: The most of the files' pages to hold in physical memory,
-            in MiB: in each iteration, and by look-ups.
+            in MiB: in each iteration, and by look-ups. None for what fits: a quarter
+            of the memory that is available at the moment, on the machine or in the
+            tightest of the cgroups around the process, whichever is less, but no
+            less than 16 and no more than 1024. A line of the logger
+            ``ckpt_streamer`` at level INFO says which, and so does
+            ``stats().memory_limit_bytes``.
         dtype: A floating-point dtype that floating-point tensors are converted to
             on their way, bit for bit as ``tensor.to(dtype)`` does it, by iterations
             and :meth:`Checkpoint.tensor`. A converted tensor owns its memory;
@@ -337,6 +342,17 @@ def open(
         7
     """
     limit_bytes = memory_limit_bytes_of(memory_limit_mb)
+    return open_within(path, limit_bytes, dtype, select, verify)
+
+
+def open_within(
+    path: Path | Sequence[Path],
+    limit_bytes: int,
+    dtype: torch.dtype | None = None,
+    select: Select | None = None,
+    verify: bool = False,
+) -> Checkpoint:
+    """Do that, with a limit in bytes."""
     check_dtype(dtype)
     paths = paths_of(path)
     is_list = isinstance(path, (list, tuple))

@@ -92,6 +92,12 @@ def _load_library() -> None:
 _load_library()
 
 
+def default_memory_limit() -> tuple[int, str]:
+    """Return the limit, in bytes, for those who name none, and why it is that."""
+    limit_bytes, explanation = torch.ops.ckpt_streamer._default_memory_limit()
+    return limit_bytes, explanation
+
+
 def windows(memory_limit_bytes: int) -> WindowHandle:
     """Make a handle that cuts tensors in memory into windows within the limit."""
     return cast("WindowHandle", torch.ops.ckpt_streamer._windows(memory_limit_bytes))

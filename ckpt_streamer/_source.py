@@ -13,7 +13,7 @@ from torch.nn import Module
 
 from ckpt_streamer import _ops
 from ckpt_streamer._arguments import is_path
-from ckpt_streamer._checkpoint import Checkpoint, open
+from ckpt_streamer._checkpoint import Checkpoint, open_within
 from ckpt_streamer._file_stream import lots_of, names_of
 from ckpt_streamer._tree import MappingNode, SequenceNode, Tree
 
@@ -25,7 +25,7 @@ KeyMap = Mapping[str, str | None] | Callable[[str], str | None]
 def entries_of(
     source: Any,
     model: Module,
-    memory_limit_mb: int,
+    memory_limit_bytes: int,
     root: str | None,
     prefix: str,
     key_map: KeyMap | None,
@@ -37,7 +37,7 @@ def entries_of(
             what :func:`open` opens. Of the last two, without a ``root``, the
             mapping in it that has the most of the model's keys.
         model: Tells which keys those are.
-        memory_limit_mb: Of what is opened.
+        memory_limit_bytes: Of what is opened.
         root: Where the entries are, instead; see :func:`entries_at`.
         prefix: What is cut off their keys; see :class:`Renaming`.
         key_map: Renames the rest; see :class:`Renaming`.
@@ -50,7 +50,7 @@ def entries_of(
     """
     renaming = Renaming(prefix, key_map)
     if is_path(source):
-        source = open(source, memory_limit_mb)
+        source = open_within(source, memory_limit_bytes)
     if isinstance(source, Checkpoint):
         source = _root_of(source)
         if root is None:

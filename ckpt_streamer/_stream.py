@@ -18,7 +18,7 @@ from ckpt_streamer._arguments import (
     is_path,
     memory_limit_bytes_of,
 )
-from ckpt_streamer._checkpoint import Checkpoint, open
+from ckpt_streamer._checkpoint import Checkpoint, open_within
 from ckpt_streamer._file_stream import PlacedState, Select, selected
 from ckpt_streamer._tree import MappingNode, OpaqueObject, SequenceNode
 from ckpt_streamer._windows import State, TensorStream
@@ -198,7 +198,7 @@ def stream(
     | Sequence[Path]
     | Checkpoint
     | OpaqueObject,
-    memory_limit_mb: int = 1024,
+    memory_limit_mb: int | None = 1024,
     cpu_page_size: int | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -228,8 +228,8 @@ def stream(
             :class:`Checkpoint`, or what is in one. There, the tensors inside
             objects come as well, and the containers are read-only.
         memory_limit_mb: The most of the tensors' file pages to hold in physical
-            memory, in MiB. For a :class:`Checkpoint`, its own limit holds as
-            well.
+            memory, in MiB; None for what fits the machine, as :func:`open`
+            chooses it. For a :class:`Checkpoint`, its own limit holds as well.
         cpu_page_size: Accepted for compatibility and not used: the system knows
             its page size.
         dtype: What floating-point tensors of a checkpoint file are converted to on
@@ -262,7 +262,7 @@ def stream(
     check_cpu_page_size(cpu_page_size)
     check_dtype(dtype)
     if is_path(state_dict):
-        state_dict = open(state_dict, memory_limit_mb, dtype=dtype, select=select)
+        state_dict = open_within(state_dict, limit_bytes, dtype, select)
         dtype = select = None
     if isinstance(state_dict, Checkpoint):
         checkpoint = state_dict

@@ -4,6 +4,7 @@
 
 #include "ops/checkpoint_handle.h"
 #include "ops/copy_under_limit.h"
+#include "ops/default_limit.h"
 #include "ops/slot_list.h"
 #include "ops/stream_handle.h"
 #include "ops/window_handle.h"
@@ -128,6 +129,19 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       "copy_(Tensor(a!) destination, Tensor source, int memory_limit_bytes) -> "
       "Tensor(a!)",
       copy_);
+
+  // The limit for those who name none, from the memory that is available at the
+  // moment: no pure function of its arguments.
+  library.def(
+      torch::schema(
+          "default_memory_limit_bytes() -> int",
+          c10::AliasAnalysisKind::CONSERVATIVE),
+      default_memory_limit_bytes);
+  library.def(
+      torch::schema(
+          "_default_memory_limit() -> (int, str)",
+          c10::AliasAnalysisKind::CONSERVATIVE),
+      explained_default_memory_limit);
 
   library.def(
       "_windows(int memory_limit_bytes) -> "

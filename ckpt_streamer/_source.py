@@ -51,28 +51,29 @@ def entries_of(
     renaming = Renaming(prefix, key_map)
     if is_path(source):
         source = open_within(source, memory_limit_bytes)
-    if isinstance(source, Checkpoint):
-        source = _root_of(source)
-        if root is None:
-            source = _mapping_in(source, model, renaming)
     if root is not None:
-        source = entries_at(source, root)
+        source = entries_at(
+            _root_of(source) if isinstance(source, Checkpoint) else source, root
+        )
+    if isinstance(source, Checkpoint):
+        entries = _best_entries_in(_root_of(source), model, renaming)
+    else:
+        entries = _entries_in(source)
+    return renaming.renamed(entries) if renaming.is_needed else entries
+
+
+def _entries_in(source: Any) -> OrderedDict[Any, Any]:
+    """Copy a mapping; ``_metadata`` comes along.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if isinstance(source, MappingNode):
+        return source.fresh_entries()
     if not isinstance(source, Mapping):
         raise TypeError(f"Expected state_dict to be dict-like, got {type(source)}.")
-    if isinstance(source, MappingNode):
-        source = _made(source)
-    if renaming.is_needed:
-        source = renaming.renamed(source)
-    entries: OrderedDict[str, Any] = OrderedDict(source)
+    entries = OrderedDict(source)
     if (metadata := getattr(source, "_metadata", None)) is not None:
-        entries._metadata = metadata  # type: ignore[attr-defined]
-    return entries
-
-
-def _made(mapping: MappingNode) -> OrderedDict[Any, Any]:
-    """Make the values of a mapping, many at once; ``_metadata`` comes along."""
-    entries: OrderedDict[Any, Any] = OrderedDict(mapping.items())
-    if (metadata := getattr(mapping, "_metadata", None)) is not None:
         entries._metadata = metadata  # type: ignore[attr-defined]
     return entries
 
@@ -251,20 +252,22 @@ def _root_of(checkpoint: Checkpoint) -> MappingNode | SequenceNode:
     return root
 
 
-def _mapping_in(
+def _best_entries_in(
     root: MappingNode | SequenceNode, model: Module, renaming: Renaming
-) -> Any:
-    """Return the mapping of a file that has the most of a model's keys.
+) -> OrderedDict[Any, Any]:
+    """Copy the mapping of a file that has the most of a model's keys.
 
     Raises:
+        TypeError: There is no mapping.
         ValueError: As :func:`_best_mapping`.
     """
     if isinstance(root, MappingNode):
-        entries = _made(root)
+        entries = _entries_in(root)
         if not set(map(type, entries.values())) & {MappingNode, SequenceNode}:
             return entries
-        return _best_mapping(root, model, renaming) or entries
-    return _best_mapping(root, model, renaming) or root
+        best = _best_mapping(root, model, renaming)
+        return entries if best is None else _entries_in(best)
+    return _entries_in(_best_mapping(root, model, renaming) or root)
 
 
 def _best_mapping(

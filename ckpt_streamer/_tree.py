@@ -6,7 +6,7 @@ Nothing in the file is imported or run: what it would have made by a call is an
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import (
     Callable,
     ItemsView,
@@ -103,6 +103,27 @@ class Tree:
         """Make the values lot by lot."""
         return map(self._made, nodes, self._given(nodes))
 
+    def fresh_values(self, nodes: list[int]) -> list[Any]:
+        """Make all the values, and tensors anew: those of equal nodes are one.
+
+        For whoever takes a whole mapping: to note each tensor for later look-ups
+        takes three times as long as to make it.
+        """
+        values = list(self._given(nodes))
+        kinds = set(map(type, values))
+        if kinds != {Tensor}:
+            values = [
+                value if isinstance(value, Tensor) else self._made(node, value)
+                for node, value in zip(nodes, values, strict=True)
+            ]
+        if len(set(nodes)) == len(nodes):
+            return values
+        firsts: dict[int, Any] = {}
+        return [
+            firsts.setdefault(node, value)
+            for node, value in zip(nodes, values, strict=True)
+        ]
+
     def _given(self, nodes: list[int]) -> Iterator[Any]:
         """What the handle gives for nodes, as many at once as a look-up may hold."""
         begin = 0
@@ -140,35 +161,38 @@ class Tree:
             )
             deeper = self._add_plain(nodes, made)
             distinct_keys = [key for key in dict.fromkeys(keys) if key >= 0]
-            key_of = dict(zip(distinct_keys, self.values(distinct_keys), strict=True))
-            begin = 0
+            key_of = dict(
+                zip(
+                    (-1, *distinct_keys),
+                    (None, *map(hashable, self.values(distinct_keys))),
+                    strict=True,
+                )
+            )
+            entries = zip(
+                map(key_of.__getitem__, keys), map(made.__getitem__, nodes), strict=True
+            )
             for container, count in zip(unfilled, counts, strict=True):
-                span = slice(begin, begin + count)
-                values = [made[each] for each in nodes[span]]
                 target = made[container]
+                own = islice(entries, count)
                 if isinstance(target, dict):
-                    own = [hashable(key_of[key]) for key in keys[span]]
-                    target.update(zip(own, values, strict=True))
+                    target.update(own)
                 else:
-                    target.extend(values)
-                begin += count
+                    target.extend(value for _key, value in own)
             unfilled = deeper
         return made[node]
 
     def _add_plain(self, nodes: list[int], made: dict[int, Any]) -> list[int]:
         """Make the values that are not made yet; return the nodes of empty ones."""
-        unfilled = []
         new = [node for node in dict.fromkeys(nodes) if node not in made]
-        for node, item in zip(new, self._given(new), strict=True):
-            kind = item[0] if isinstance(item, tuple) else None
-            if kind == "dict":
-                made[node] = {}
-            elif kind == "list":
-                made[node] = []
-            else:
-                made[node] = self._made(node, item)
+        leaves = []
+        unfilled = []
+        for node, kind in zip(new, self.handle.kinds(new).tolist(), strict=True):
+            if kind == 0:
+                leaves.append(node)
                 continue
+            made[node] = [] if kind == 1 else {}
             unfilled.append(node)
+        made.update(zip(leaves, self.values(leaves), strict=True))
         return unfilled
 
     def _made(self, node: int, item: Any) -> Any:
@@ -464,11 +488,24 @@ class MappingNode(Mapping[Any, Any]):
     def values(self) -> ValuesView[Any]:
         return _Values(self)
 
+    def fresh_entries(self) -> OrderedDict[Any, Any]:
+        """Copy the mapping, tensors made anew; ``_metadata`` comes along."""
+        nodes = self._unique_nodes()
+        values = self._tree.fresh_values(list(nodes.values()))
+        entries: OrderedDict[Any, Any] = OrderedDict(zip(nodes, values, strict=True))
+        if (metadata := getattr(self, "_metadata", None)) is not None:
+            entries._metadata = metadata  # type: ignore[attr-defined]
+        return entries
+
+    def _unique_nodes(self) -> dict[Any, int]:
+        nodes = self.nodes()
+        for key in self._repeated:
+            self[key]  # fails
+        return nodes
+
     def made_values(self) -> Iterator[Any]:
         """Make the values, many at once."""
-        for key in self._repeated if self.nodes() else ():
-            self[key]  # fails
-        nodes = list(self.nodes().values())
+        nodes = list(self._unique_nodes().values())
         for node, value in zip(nodes, self._tree.values(nodes), strict=True):
             yield value if isinstance(value, Tensor) else self._keep(node, value)
 

@@ -215,6 +215,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> CheckpointHandle::children(
       at::tensor(keys, at::kLong)};
 }
 
+at::Tensor CheckpointHandle::kinds(const std::vector<int64_t>& nodes) const {
+  const format::ValueTree& tree = index().values;
+  std::vector<int64_t> kinds;
+  kinds.reserve(nodes.size());
+  for (const int64_t node : nodes) {
+    const NodeKind kind = tree.kind(checked(node));
+    kinds.push_back(
+        kind == NodeKind::kList ? 1 : (kind == NodeKind::kDict ? 2 : 0));
+  }
+  return at::tensor(kinds, at::kLong);
+}
+
 c10::IValue CheckpointHandle::keys(int64_t node) const {
   const format::ValueTree& tree = index().values;
   const auto entries = tree.object(checked(node)).entries;

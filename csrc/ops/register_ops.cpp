@@ -86,6 +86,7 @@ TORCH_LIBRARY(ckpt_streamer, library) {
                         .def("items", &CheckpointHandle::items)
                         .def("entry_values", &CheckpointHandle::entry_values)
                         .def("children", &CheckpointHandle::children)
+                        .def("kinds", &CheckpointHandle::kinds)
                         .def("keys", &CheckpointHandle::keys)
                         .def("parts", &CheckpointHandle::parts)
                         .def("tensor", &CheckpointHandle::tensor)

@@ -105,7 +105,8 @@ def apply_state_dict(
             model's keys, ``dtype`` is no floating-point one, or ``copy``, ``dtype``
             or ``device`` is given without ``assign``.
         KeyError: There is no such ``root``.
-        OSError, ValueError, NotImplementedError: As :func:`open`, for a path.
+        OSError, ValueError, NotImplementedError: As :func:`open`, for a path; a
+            ValueError as well if the file is written to meanwhile.
         RuntimeError: As ``load_state_dict`` raises it, with its text, then the keys
             changed all the same, if any.
     """
@@ -120,8 +121,10 @@ def apply_state_dict(
     has_shapes = converter is None
     if copies:
         converter = OwnMemory(converter, dtype, device)
-    entries = entries_of(state_dict, model, limit_bytes, root, prefix, key_map)
+    entries, check = entries_of(
+        state_dict, model, limit_bytes, root, prefix, key_map
+    )
     bar = Progress(progress, entries.values())
     return StateDictLoad(
-        model, entries, converter, strict, assign, limit_bytes, bar, has_shapes
+        model, entries, check, converter, strict, assign, limit_bytes, bar, has_shapes
     ).run()

@@ -29,7 +29,7 @@ from ckpt_streamer._check import (
 from ckpt_streamer._conversion import converted, converting
 from ckpt_streamer._matches import ASSIGN, Matches, interferes, match
 from ckpt_streamer._progress import Progress
-from ckpt_streamer._reads import EvictingReads
+from ckpt_streamer._reads import CheckSource, EvictingReads
 
 _logger = logging.getLogger("ckpt_streamer")
 
@@ -43,6 +43,7 @@ class StateDictLoad:
         self,
         model: Module,
         entries: OrderedDict[str, Any],
+        check_source: CheckSource,
         converter: Converter | None,
         strict: bool,
         assign: bool,
@@ -52,6 +53,7 @@ class StateDictLoad:
     ) -> None:
         self._model = model
         self._entries = entries
+        self._check_source = check_source
         self._metadata = getattr(entries, "_metadata", None)
         self._converter = converter
         self._strict = strict
@@ -79,7 +81,9 @@ class StateDictLoad:
             changed_keys = Changes(self._model).keys
         else:
             changed_keys = self._changed_keys
-        self._reads = EvictingReads(self._entries, self._memory_limit_bytes)
+        self._reads = EvictingReads(
+            self._entries, self._memory_limit_bytes, self._check_source
+        )
         self._warn_of_unmapped()
         try:
             with self._reads, self._progress:
@@ -87,6 +91,7 @@ class StateDictLoad:
                     self._load(self._model, self._convertible(self._entries), "")
                 else:
                     self._load_matches(matches)
+                self._check_source()
         except Exception as error:
             if hasattr(error, "add_note") and (keys := changed_keys()):
                 error.add_note(_changed_text(keys))

@@ -19,6 +19,13 @@ from ckpt_streamer import _ops
 from ckpt_streamer._matches import PLAIN_TENSORS
 from ckpt_streamer._stream import walk
 
+# Raises when what is read is no longer what it was.
+CheckSource = Callable[[], None]
+
+
+def no_check() -> None:
+    """Of what is in memory, nothing is known."""
+
 
 class EvictingReads:
     """The tensors of a state_dict, of which no more is resident than the limit.
@@ -27,7 +34,14 @@ class EvictingReads:
     so first (:meth:`admit`, :meth:`runs_of`), or is :meth:`watched`.
     """
 
-    def __init__(self, entries: Mapping[str, Any], memory_limit_bytes: int) -> None:
+    def __init__(
+        self,
+        entries: Mapping[str, Any],
+        memory_limit_bytes: int,
+        check_source: CheckSource = no_check,
+    ) -> None:
+        """``check_source`` is called before each window is read."""
+        self._check_source = check_source
         self._memory_limit_bytes = memory_limit_bytes
         self._handle = _ops.windows(memory_limit_bytes)
         tensors = walk(entries, self._handle).tensors
@@ -120,6 +134,7 @@ class EvictingReads:
         begin = 0
         for window, length in runs:
             if is_ordered and window is not None:
+                self._check_source()
                 self._handle.enter(window)
                 yield begin, begin + length
             else:

@@ -15,6 +15,7 @@ from ckpt_streamer import _ops
 from ckpt_streamer._arguments import is_path
 from ckpt_streamer._checkpoint import Checkpoint, open_within
 from ckpt_streamer._file_stream import lots_of, names_of
+from ckpt_streamer._reads import CheckSource, no_check
 from ckpt_streamer._tree import MappingNode, SequenceNode, Tree
 
 _logger = logging.getLogger("ckpt_streamer")
@@ -29,8 +30,11 @@ def entries_of(
     root: str | None,
     prefix: str,
     key_map: KeyMap | None,
-) -> OrderedDict[str, Any]:
+) -> tuple[OrderedDict[str, Any], CheckSource]:
     """Return what a model is loaded from, with load_state_dict's metadata.
+
+    And a function that raises a ValueError once the file was written to; of a
+    mapping in memory, it does nothing.
 
     Args:
         source: A mapping in memory or in a checkpoint, a :class:`Checkpoint`, or
@@ -51,15 +55,20 @@ def entries_of(
     renaming = Renaming(prefix, key_map)
     if is_path(source):
         source = open_within(source, memory_limit_bytes)
+    is_checkpoint = isinstance(source, Checkpoint)
+    if is_checkpoint:
+        source = _root_of(source)
+    check: CheckSource = no_check
+    if isinstance(source, (MappingNode, SequenceNode)):
+        check = source.tree.handle.lookups().check_unchanged
     if root is not None:
-        source = entries_at(
-            _root_of(source) if isinstance(source, Checkpoint) else source, root
-        )
-    if isinstance(source, Checkpoint):
-        entries = _best_entries_in(_root_of(source), model, renaming)
-    else:
-        entries = _entries_in(source)
-    return renaming.renamed(entries) if renaming.is_needed else entries
+        source = entries_at(source, root)
+    entries = (
+        _best_entries_in(source, model, renaming)
+        if is_checkpoint and root is None
+        else _entries_in(source)
+    )
+    return renaming.renamed(entries) if renaming.is_needed else entries, check
 
 
 def _entries_in(source: Any) -> OrderedDict[Any, Any]:

@@ -92,6 +92,11 @@ class State(ABC):
         self._items = zip(*beside, rest, strict=False)
         return self._items
 
+    def check_unchanged(self) -> None:
+        """Raise a ValueError if what was streamed has been written to meanwhile."""
+        if not self.is_closed:
+            self.handle.check_unchanged()
+
     def release(self) -> None:
         """Give back all pages; what is to come of the lot is held back."""
         rest = list(self._items)
@@ -137,7 +142,10 @@ def windows(state: State) -> Iterator[Iterator[Any]]:
                 state.enter(window)  # after a release in mid-lot
                 yield rest
         begin = end
-    state.close()
+    try:
+        state.check_unchanged()
+    finally:
+        state.close()
 
 
 ItemT = TypeVar("ItemT")

@@ -116,9 +116,9 @@ class CheckpointTensors final {
   // of the tensor. O(n log n), O(n) if they are so already.
   void sort_in_file_order(std::vector<uint32_t>& slots) const;
 
-  // THROWS: CheckpointError Corrupt when a file has shrunk since it was opened.
-  void check_readable() const {
-    files_.check_unshrunk();
+  // THROWS: CheckpointError as os::File::check_unchanged() of each file.
+  void check_unchanged() const {
+    files_.check_unchanged();
   }
 
  private:

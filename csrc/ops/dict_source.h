@@ -35,7 +35,7 @@ class DictSource final : public TensorSource {
   [[nodiscard]] std::vector<ByteRange> take_moved() override {
     return holders_.take_moved();
   }
-  void check_readable() const override {}
+  void check_unchanged() const override {}
 
  private:
   std::vector<std::pair<std::string, at::Tensor>> entries_;

@@ -53,8 +53,8 @@ size_t FileSource::find(const std::string& name) {
   return finder_->find_one(name);
 }
 
-void FileSource::check_readable() const {
-  checkpoint_->check_readable();
+void FileSource::check_unchanged() const {
+  checkpoint_->check_unchanged();
 }
 
 }  // namespace ckpt_streamer::ops

@@ -31,7 +31,7 @@ class FileSource final : public TensorSource {
     return checkpoint_->copied_bytes();
   }
   [[nodiscard]] size_t find(const std::string& name) override;
-  void check_readable() const override;
+  void check_unchanged() const override;
 
  private:
   std::shared_ptr<const CheckpointTensors> checkpoint_;

@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "base/error.h"
-
 namespace ckpt_streamer::ops {
 
 const ByteSource& MappedFiles::open(const std::string& path) {
@@ -30,17 +28,9 @@ void MappedFiles::map(std::span<const format::FileRecord> files) {
   files_ = std::move(kept);
 }
 
-void MappedFiles::check_unshrunk() const {
+void MappedFiles::check_unchanged() const {
   for (const auto& [path, file] : files_) {
-    const uint64_t size_bytes = file->current_size_bytes();
-    if (size_bytes < file->size_bytes()) {
-      throw CheckpointError(
-          ErrorKind::kCorrupt,
-          path,
-          "the file has shrunk to " + std::to_string(size_bytes) +
-              " bytes since it was opened, expected " +
-              std::to_string(file->size_bytes()));
-    }
+    file->check_unchanged();
   }
 }
 

@@ -38,8 +38,8 @@ class MappedFiles final : public SourceOpener {
     return *sources_[file_index];
   }
 
-  // THROWS: CheckpointError Corrupt when a file is smaller than it was.
-  void check_unshrunk() const;
+  // THROWS: CheckpointError as os::File::check_unchanged().
+  void check_unchanged() const;
 
  private:
   std::unordered_map<std::string, std::unique_ptr<os::File>> files_;  // by path

@@ -51,18 +51,20 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   auto lot = library.class_<Lot>("_Lot");
   refuse_pickling(lot);
 
-  auto window_handle = library.class_<WindowHandle>("_WindowHandle")
-                           .def("add", &WindowHandle::add)
-                           .def("plan", &WindowHandle::plan)
-                           .def("order", &WindowHandle::order)
-                           .def("window_ends", &WindowHandle::window_ends)
-                           .def("enter", &WindowHandle::enter)
-                           .def("admit", &WindowHandle::admit)
-                           .def("release", &WindowHandle::release)
-                           .def("close", &WindowHandle::close)
-                           .def("unmapped_bytes", &WindowHandle::unmapped_bytes)
-                           .def("stats", &WindowHandle::stats)
-                           .def("not_held", &WindowHandle::not_held);
+  auto window_handle =
+      library.class_<WindowHandle>("_WindowHandle")
+          .def("add", &WindowHandle::add)
+          .def("plan", &WindowHandle::plan)
+          .def("order", &WindowHandle::order)
+          .def("window_ends", &WindowHandle::window_ends)
+          .def("enter", &WindowHandle::enter)
+          .def("admit", &WindowHandle::admit)
+          .def("release", &WindowHandle::release)
+          .def("close", &WindowHandle::close)
+          .def("unmapped_bytes", &WindowHandle::unmapped_bytes)
+          .def("check_unchanged", &WindowHandle::check_unchanged)
+          .def("stats", &WindowHandle::stats)
+          .def("not_held", &WindowHandle::not_held);
   refuse_pickling(window_handle);
 
   auto slot_list = library.class_<SlotList>("_Slots")

@@ -58,6 +58,8 @@ bool StreamHandle::has_next() {
     return true;
   }
   release_locked();
+  // What was written to the file during the last window.
+  with_torch_errors([&] { source_->check_unchanged(); });
   return false;
 }
 
@@ -134,7 +136,7 @@ at::Tensor StreamHandle::look_up(
     size_t position,
     const PlacedTensor& whole,
     const PlacedTensor& part) {
-  source_->check_readable();
+  source_->check_unchanged();
   // Of the stream's own, what it remembers of the last tensor stays.
   Conversion conversion = conversion_;
   at::Tensor result =
@@ -152,7 +154,7 @@ stream::WindowStreamer& StreamHandle::checked_streamer() {
 }
 
 void StreamHandle::enter(size_t window) {
-  source_->check_readable();
+  source_->check_unchanged();
   checked_streamer().enter(window);
   reads_in_pieces_ = conversion_.is_wanted() && streamer_.is_over_limit();
   was_released_ = false;

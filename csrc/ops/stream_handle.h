@@ -36,15 +36,15 @@ class StreamHandle final : public torch::CustomClassHolder {
   ~StreamHandle() override;
 
   // Whether next() has another tensor. Once it has none, the pages of the last
-  // window go back.
+  // window go back. THROWS: then, c10::ValueError as next().
   bool has_next();
 
   // The next (name, tensor), in the order of the stream. Names are keys joined
   // by '.'. The tensor is a view: see CheckpointTensors::tensor(); from a dict
   // it is the dict's own. If it was converted, see Conversion.
   // THROWS: c10::IndexError past the end; c10::ValueError when the file has
-  // shrunk since it was opened (looked at once a window), or when a record is
-  // not what its checksum says and the stream verifies.
+  // shrunk or was written to since it was opened (looked at once a window), or
+  // when a record is not what its checksum says and the stream verifies.
   std::tuple<std::string, at::Tensor> next();
 
   // The tensor of a name, as next() gives it; the stream stays where it is. It

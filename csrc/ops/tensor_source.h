@@ -59,9 +59,10 @@ class TensorSource {
     return 0;
   }
 
-  // Called before the tensors of a window are handed out.
-  // THROWS: CheckpointError when they can no longer be read.
-  virtual void check_readable() const = 0;
+  // Called before the tensors of a window are handed out, and after the last.
+  // THROWS: CheckpointError when the bytes are no longer what they were, or no
+  // longer there.
+  virtual void check_unchanged() const = 0;
 };
 
 }  // namespace ckpt_streamer::ops

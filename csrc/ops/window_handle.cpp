@@ -143,7 +143,7 @@ void WindowHandle::enter(int64_t window) {
       window,
       " is not one of ",
       streamer.window_ends().size());
-  check_readable();
+  check_files();
   streamer.enter(static_cast<size_t>(window));
   reads_in_pieces_ = conversion_.is_wanted() && streamer.is_over_limit();
   warn_if_not_held();
@@ -165,7 +165,7 @@ void WindowHandle::admit(int64_t position) {
 size_t WindowHandle::admit_some(std::span<const size_t> positions) {
   const std::lock_guard lock(mutex_);
   stream::WindowStreamer& streamer = open_streamer();
-  check_readable();
+  check_files();
   size_t count = 0;
   while (count < positions.size() &&
          (count == 0 || streamer.has_room_for(positions[count]))) {
@@ -229,7 +229,7 @@ at::Tensor WindowHandle::read_part(
     Conversion& conversion) {
   const std::lock_guard lock(mutex_);
   stream::WindowStreamer& streamer = open_streamer();
-  check_readable();
+  check_files();
   at::Tensor result =
       ops::read_part(streamer, position, whole, part, conversion);
   note_copies();
@@ -237,9 +237,14 @@ at::Tensor WindowHandle::read_part(
   return result;
 }
 
-void WindowHandle::check_readable() const {
+void WindowHandle::check_unchanged() const {
+  const std::lock_guard lock(mutex_);
+  check_files();
+}
+
+void WindowHandle::check_files() const {
   if (checkpoint_ != nullptr) {
-    with_torch_errors([&] { checkpoint_->check_readable(); });
+    with_torch_errors([&] { checkpoint_->check_unchanged(); });
   }
 }
 

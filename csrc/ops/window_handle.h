@@ -71,7 +71,7 @@ class WindowHandle final : public torch::CustomClassHolder {
   at::Tensor window_ends() const;
 
   // Makes a window live, by its index; c10::IndexError if there is none,
-  // c10::ValueError when a file of the checkpoint has shrunk.
+  // c10::ValueError as check_unchanged().
   void enter(int64_t window);
 
   // Makes one tensor live, by its position in the order; c10::IndexError if
@@ -108,6 +108,10 @@ class WindowHandle final : public torch::CustomClassHolder {
   // bounded. Shared ones once.
   int64_t unmapped_bytes() const;
 
+  // THROWS: c10::ValueError when a file of the checkpoint has shrunk or was
+  // written to since it was opened.
+  void check_unchanged() const;
+
   // Drops all clean pages. Idempotent.
   void release();
 
@@ -125,7 +129,7 @@ class WindowHandle final : public torch::CustomClassHolder {
  private:
   uint64_t streamed_bytes(int64_t yielded_count) const;
   void check_open() const;
-  void check_readable() const;
+  void check_files() const;
   void note_copies();
   // The streamer's, against the whole limit.
   stream::StreamFigures figures() const;

@@ -37,8 +37,12 @@ class File final : public ByteSource {
   // holds them as the stream likes them.
   [[nodiscard]] ByteView view(const ByteRange& range) const override;
 
-  // The size now: smaller than size_bytes() once the file was truncated.
-  [[nodiscard]] uint64_t current_size_bytes() const;
+  // Whoever writes to the file meanwhile changes what is mapped of it, too.
+  // A file that another one replaced, by rename(), is still itself.
+  // Cost: a system call.
+  // THROWS: CheckpointError Corrupt once the file is smaller than size_bytes(),
+  // or was written to since it was opened: as its time of modification says.
+  void check_unchanged() const;
 
   [[nodiscard]] int descriptor() const noexcept {
     return descriptor_;
@@ -55,6 +59,7 @@ class File final : public ByteSource {
 
   std::string path_;
   uint64_t size_bytes_ = 0;
+  int64_t modified_ns_ = 0;
   int descriptor_ = -1;
 };
 

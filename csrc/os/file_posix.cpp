@@ -11,6 +11,7 @@
 #include "base/checked_math.h"
 #include "base/error.h"
 #include "os/file.h"
+#include "os/file_time.h"
 #include "os/residency.h"
 
 namespace ckpt_streamer::os {
@@ -98,6 +99,7 @@ File::File(std::string path) : path_(std::move(path)) {
               ", expected a checkpoint file");
     }
     size_bytes_ = static_cast<uint64_t>(status.st_size);
+    modified_ns_ = modified_ns(status);
   } catch (...) {
     ::close(descriptor_);
     throw;
@@ -153,7 +155,9 @@ void File::read(uint64_t file_offset, std::span<std::byte> out) const {
 }
 
 void File::check_unshrunk(const ByteRange& range) const {
-  const uint64_t end = std::max(current_size_bytes(), range.begin);
+  const auto size_bytes =
+      static_cast<uint64_t>(status_of(descriptor_, path_).st_size);
+  const uint64_t end = std::max(size_bytes, range.begin);
   if (end < range.end) {
     fail_shrunk(end, range.end - end);
   }
@@ -182,8 +186,25 @@ ByteView File::view(const ByteRange& range) const {
   return {{bytes, range.size_bytes()}, pages};
 }
 
-uint64_t File::current_size_bytes() const {
-  return static_cast<uint64_t>(status_of(descriptor_, path_).st_size);
+void File::check_unchanged() const {
+  const struct stat status = status_of(descriptor_, path_);
+  const auto size_bytes = static_cast<uint64_t>(status.st_size);
+  if (size_bytes < size_bytes_) {
+    throw CheckpointError(
+        ErrorKind::kCorrupt,
+        path_,
+        "the file has shrunk to " + std::to_string(size_bytes) +
+            " bytes since it was opened, expected " +
+            std::to_string(size_bytes_));
+  }
+  if (size_bytes != size_bytes_ || modified_ns(status) != modified_ns_) {
+    throw CheckpointError(
+        ErrorKind::kCorrupt,
+        path_,
+        "the file was written to since it was opened, expected it to stay as "
+        "it "
+        "was: save to another path, and rename that");
+  }
 }
 
 }  // namespace ckpt_streamer::os

@@ -47,7 +47,12 @@ TEST(a_file_that_shrinks_is_an_error) {
   const TemporaryFile path(10000);
   const File file(path.path());
   EXPECT_EQ(::truncate(path.path().c_str(), 100), 0);
-  EXPECT_EQ(file.current_size_bytes(), uint64_t{100});
+  EXPECT_THROWS(
+      CheckpointError,
+      path.path() +
+          ": the file has shrunk to 100 bytes since it was opened, expected "
+          "10000",
+      file.check_unchanged());
   std::array<std::byte, 4> bytes{};
   EXPECT_THROWS(
       CheckpointError,

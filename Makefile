@@ -5,6 +5,7 @@
 # make bench-apply  the same for loading into models, against load_state_dict (15 GiB memory)
 # make bench-cold  the same for a file that is not in the page cache
 # make check-sanitizers   C++ tests under ASan and UBSan
+# make check-faults   every system call fails in turn, in each way it can (an hour)
 # make fuzz   libFuzzer on every reader, FUZZ_SECONDS each (needs Clang with libFuzzer)
 # make check-real   published checkpoints against torch (downloads 340 MB)
 # make check-differential   generated checkpoints against torch, ten thousands
@@ -16,7 +17,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/cpp/*.h tests/cpp/*.cpp tests/cpp_consumer/*.cpp \
-  tests/fuzz/*.h tests/fuzz/*.cpp)
+  tests/fuzz/*.h tests/fuzz/*.cpp tests/faults/*.cpp)
 PY_FILES := $(wildcard *.py ckpt_streamer/*.py)
 
 # The layers below torch, with their tests: one program, no libtorch.
@@ -39,7 +40,7 @@ FUZZED_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cp
 FUZZED_OBJECTS := $(FUZZED_SOURCES:%.cpp=.cache/fuzz/%.o)
 REPLAY_OBJECTS := .cache/cpp/tests/fuzz/replay_main.o $(FUZZED_SOURCES:%.cpp=.cache/cpp/%.o)
 
-.PHONY: demo test bench bench-open bench-apply bench-cold bench-rss build check cpp-tests check-sanitizers check-real fuzz fuzz-replay \
+.PHONY: demo test bench bench-open bench-apply bench-cold bench-rss build check cpp-tests check-sanitizers check-faults check-real fuzz fuzz-replay \
   check-differential format tidy clean
 
 demo: build
@@ -112,6 +113,9 @@ fuzz-replay: $(FUZZ_TARGETS:%=.cache/cpp/replay_%)
 .PRECIOUS: .cache/fuzz/%.o .cache/cpp/%.o
 -include $(FUZZED_OBJECTS:.o=.d) $(FUZZ_TARGETS:%=.cache/fuzz/tests/fuzz/fuzz_%.d)
 -include $(FUZZ_TARGETS:%=.cache/cpp/tests/fuzz/fuzz_%.d)
+
+check-faults: build
+	CKPT_STREAMER_EVERY_CALL=1 $(BIN)/pytest -q tests/test_faults.py
 
 check-real: build
 	$(BIN)/python tests/real/check_real.py

@@ -44,7 +44,9 @@ std::string not_held(const stream::StreamFigures& figures) {
     return "";
   }
   if (figures.drop_error != 0) {
-    return std::to_string(figures.undropped_bytes) +
+    const uint64_t bytes =
+        std::max(figures.undropped_bytes, over_limit_bytes(figures));
+    return std::to_string(bytes) +
            " bytes of file pages could not be given back" +
            reason(figures.drop_error);
   }

@@ -26,28 +26,27 @@
 namespace ckpt_streamer::os {
 namespace {
 
-// Whether mremap(MREMAP_DONTUNMAP) takes file mappings: since 5.13. Tried on
-// one of this process's own.
-bool file_mappings_can_move() noexcept {
-  const int descriptor = ::open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) {
-    return false;
+// Moves the pages of a range to a place of its own; MAP_FAILED and errno
+// otherwise. The range shows the file's pages again.
+void* move(const ByteRange& range) noexcept {
+  return ::mremap(
+      pointer_to(range.begin),
+      range.size_bytes(),
+      range.size_bytes(),
+      MREMAP_MAYMOVE | MREMAP_DONTUNMAP,
+      nullptr);
+}
+
+// Brings the file's page to where a written one is that nobody else knows of.
+void uncover_file(const ByteRange& page) noexcept {
+  if (advise(page, MADV_DONTNEED) == 0) {
+    return;
   }
-  const uint64_t size = page_size_bytes();
-  void* const page =
-      ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-  ::close(descriptor);
-  if (page == MAP_FAILED) {
-    return false;
+  // As where a policy forbids it. That pages can be moved is known here.
+  void* const copy = move(page);
+  if (copy != MAP_FAILED) {
+    ::munmap(copy, page.size_bytes());
   }
-  void* const moved =
-      ::mremap(page, size, size, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr);
-  ::munmap(page, size);
-  if (moved == MAP_FAILED) {
-    return false;
-  }
-  ::munmap(moved, size);
-  return true;
 }
 
 // Brings a page that another thread wrote to on its way out back to where it
@@ -60,8 +59,7 @@ void merge_back(uint64_t moved, uint64_t place) noexcept {
   auto* const moved_bytes = static_cast<unsigned char*>(pointer_to(moved));
   auto* const place_bytes = static_cast<unsigned char*>(pointer_to(place));
   std::memcpy(written.data(), moved_bytes, page_size);
-  // Nobody else knows this address: dropping the copy brings the file's page.
-  advise({moved, moved + page_size}, MADV_DONTNEED);
+  uncover_file({moved, moved + page_size});
   for (uint64_t i = 0; i < page_size; ++i) {
     unsigned char from_file = moved_bytes[i];
     if (written[i] != from_file) {
@@ -100,10 +98,6 @@ int move_away(
     const ByteRange& run,
     bool may_be_locked,
     const WrittenScan& scan) noexcept {
-  static const bool works = file_mappings_can_move();
-  if (!works) {
-    return advise(run, MADV_DONTNEED);
-  }
   // A part of a locked mapping that moves unlocks the rest of it. MADV_COLD
   // refuses locked memory, as MADV_DONTNEED does, and otherwise does no harm to
   // a page that is about to go.
@@ -117,12 +111,7 @@ int move_away(
   // Moves the page tables' entries, each atomically with respect to faults: a
   // write comes either before, and is in the page that moves, or after, and
   // faults a page of the file in anew.
-  void* const moved = ::mremap(
-      pointer_to(run.begin),
-      run.size_bytes(),
-      run.size_bytes(),
-      MREMAP_MAYMOVE | MREMAP_DONTUNMAP,
-      nullptr);
+  void* const moved = move(run);
   if (moved == MAP_FAILED) {
     const int error_number = errno;
     // EFAULT: the run has come to lie in several mappings, as where a part was

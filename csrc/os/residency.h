@@ -83,13 +83,12 @@ enum class OtherWriters {
   // happens (os/page_out.h). It passes over what somebody else has mapped as
   // well, files that the user neither owns nor may write, pages that are just
   // being written to disk, and some large folios (see LargeFolios). These are
-  // moved away as they are (mremap),
-  // looked at again where no other thread can reach them, and discarded. A page
-  // that was written to meanwhile is merged back byte by byte. What remains
-  // there: a thread that reads again, within some 50 microseconds, what it has
-  // just written for the first time sees the file's bytes, and one that writes
-  // the file's own value over it then finds its earlier value. Before Linux
-  // 5.13, what is passed over is dropped as for kNone.
+  // moved away as they are (mremap), looked at again where no other thread can
+  // reach them, and discarded. A page that was written to meanwhile is merged
+  // back byte by byte. What remains there: a thread that reads again, within
+  // some 50 microseconds, what it has just written for the first time sees the
+  // file's bytes, and one that writes the file's own value over it then finds
+  // its earlier value. Before Linux 5.13, what is passed over stays.
   kPossible,
 };
 

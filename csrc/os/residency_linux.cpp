@@ -472,11 +472,12 @@ uint64_t Residency::count_written(std::span<const ByteRange> ranges) noexcept {
 int Residency::populate(const ByteRange& range) noexcept {
   const ByteRange pages = round_outward(range, page_size_bytes());
   const int error_number = advise(pages, MADV_POPULATE_READ);
-  if (error_number != EINVAL) {
+  if (error_number != EINVAL && error_number != EPERM) {
     return error_number;
   }
-  // Before 5.14: touch each page. Past the end of a truncated file this raises
-  // SIGBUS, as the reader's own touch would a moment later.
+  // Before 5.14, or where a policy forbids it: touch each page. Past the end of
+  // a truncated file this raises SIGBUS, as the reader's own touch would a
+  // moment later.
   for (uint64_t page = pages.begin; page < pages.end;
        page += page_size_bytes()) {
     (void)*static_cast<const volatile char*>(pointer_to(page));

@@ -283,6 +283,9 @@ void WindowStreamer::begin_if_idle() {
       record(result, 0);
     }
     figures_.undropped_bytes = result.remaining_bytes;
+    if (result.remaining_bytes > 0) {
+      figures_.drop_error = result.error_number;
+    }
     is_live_ = true;
     was_live_ = true;
   }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
+from operator import attrgetter, ne
 from typing import Any
 
 from torch import Tensor
@@ -61,28 +63,39 @@ def match(
 
     Cost: linear in the modules and entries, a fifth of running PyTorch's code.
     """
-    matcher = _Matcher(entries, metadata, assign, needs_shapes)
+    matcher = _Matcher(entries, metadata, assign)
     try:
         is_plain = matcher.visit(root, prefix)
     except (AttributeError, KeyError, TypeError):  # not initialised, or strange names
         return None
-    return matcher.matches if is_plain and not matcher.rest else None
+    matches = matcher.matches
+    keys = matches.keys
+    if not is_plain or not len(keys) == len(set(keys)) == len(entries):
+        return None
+    if any("." in name for name in matches.names):  # PyTorch does not expect it
+        return None
+    matches.tensors = tensors = list(map(entries.get, keys))  # type: ignore[arg-type]
+    parameters = matches.parameters
+    if not PLAIN_TENSORS.issuperset(map(type, chain(tensors, parameters))):
+        return None
+    if not assign and any(parameter.is_meta for parameter in parameters):
+        return None
+    if needs_shapes and any(map(ne, map(_shape, tensors), map(_shape, parameters))):
+        return None
+    if assign:
+        parameters.clear()  # what is replaced must be free to go
+    return matches
+
+
+_shape = attrgetter("shape")
 
 
 class _Matcher:
-    def __init__(
-        self,
-        entries: Mapping[str, Any],
-        metadata: Any,
-        assign: bool,
-        needs_shapes: bool,
-    ) -> None:
+    def __init__(self, entries: Mapping[str, Any], metadata: Any, assign: bool) -> None:
         self.matches = Matches()
-        self.rest = dict(entries)
         self._entries = entries
         self._metadata = metadata
         self._assign = assign
-        self._needs_shapes = needs_shapes
         self._plain_types: dict[type[Module], bool] = {}
 
     def visit(self, module: Module, prefix: str) -> bool:
@@ -99,12 +112,11 @@ class _Matcher:
                 self.matches.local_metadata.append(local_metadata)
             elif ASSIGN in local_metadata:
                 return False
-        skipped = state["_non_persistent_buffers_set"]
-        if not (
-            self._take_all(module, state["_parameters"], prefix, ())
-            and self._take_all(module, state["_buffers"], prefix, skipped)
-        ):
-            return False
+        if members := state["_parameters"]:
+            self._take_all(module, members, prefix, ())
+        if members := state["_buffers"]:
+            skipped = state["_non_persistent_buffers_set"]
+            self._take_all(module, members, prefix, skipped)
         if (
             isinstance(module, _NormBase)
             and module.track_running_stats
@@ -120,30 +132,15 @@ class _Matcher:
 
     def _take_all(
         self, module: Module, members: dict[str, Any], prefix: str, skipped: Any
-    ) -> bool:
-        matches, take = self.matches, self.rest.pop
-        assign, needs_shapes = self._assign, self._needs_shapes
+    ) -> None:
+        matches = self.matches
         for name, parameter in members.items():
-            if parameter is None or name in skipped:
-                continue
-            key = prefix + name
-            tensor: Any = take(key, None)
-            if not (
-                type(tensor) in PLAIN_TENSORS
-                and type(parameter) in PLAIN_TENSORS
-                and "." not in name
-                and (assign or not parameter.is_meta)
-                and (not needs_shapes or tensor.shape == parameter.shape)
-            ):
-                return False
-            matches.keys.append(key)
-            matches.modules.append(module)
-            matches.members.append(members)
-            matches.names.append(name)
-            if not assign:
+            if parameter is not None and name not in skipped:
+                matches.keys.append(prefix + name)
+                matches.modules.append(module)
+                matches.members.append(members)
+                matches.names.append(name)
                 matches.parameters.append(parameter)
-            matches.tensors.append(tensor)
-        return True
 
 
 def _has_own_load(state: dict[str, Any]) -> bool:

@@ -17,7 +17,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/cpp/*.h tests/cpp/*.cpp tests/cpp_consumer/*.cpp \
-  tests/fuzz/*.h tests/fuzz/*.cpp tests/faults/*.cpp)
+  tests/fuzz/*.h tests/fuzz/*.cpp tests/faults/*.cpp ckpt_streamer/include/*/*.h examples/*/*.cpp)
+PACKAGE_DATA := csrc/api/exports.map $(wildcard ckpt_streamer/share/cmake/*/*.cmake)
 PY_FILES := $(wildcard *.py ckpt_streamer/*.py)
 
 # The layers below torch, with their tests: one program, no libtorch.
@@ -152,6 +153,6 @@ clean:
 
 # As a user installs it. The compiler's output stays in build/, so that only
 # what changed is compiled again.
-.venv/.installed: .venv/.requirements pyproject.toml $(PY_FILES) $(CXX_FILES)
+.venv/.installed: .venv/.requirements pyproject.toml $(PY_FILES) $(CXX_FILES) $(PACKAGE_DATA)
 	$(BIN)/pip install --quiet --disable-pip-version-check .
 	touch $@

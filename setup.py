@@ -57,6 +57,7 @@ SOURCES = [
     "csrc/format/memory_pieces.cpp",
     "csrc/format/name_glob.cpp",
     "csrc/format/name_index.cpp",
+    "csrc/format/name_prefix.cpp",
     "csrc/format/safetensors.cpp",
     "csrc/format/shard_index.cpp",
     "csrc/format/slot_finder.cpp",
@@ -97,6 +98,7 @@ SOURCES = [
     "csrc/ops/file_source.cpp",
     "csrc/ops/limit_warning.cpp",
     "csrc/ops/live_storages.cpp",
+    "csrc/ops/load_into.cpp",
     "csrc/ops/mapped_files.cpp",
     "csrc/ops/node_values.cpp",
     "csrc/ops/other_writers.cpp",
@@ -111,9 +113,28 @@ SOURCES = [
     "csrc/ops/verified_records.cpp",
     "csrc/ops/partial_reads.cpp",
     "csrc/ops/window_handle.cpp",
+    "csrc/api/load.cpp",
+    "csrc/api/stream.cpp",
 ]
-HEADERS = sorted(str(path) for path in Path("csrc").glob("*/*.h"))
+PUBLIC = Path("ckpt_streamer/include")
+HEADERS = sorted(map(str, [*Path("csrc").glob("*/*.h"), *PUBLIC.glob("*/*.h")]))
+EXPORTS = "csrc/api/exports.map"
 
+# Beside torch, as pip installs both: a program that links or loads the library
+# finds torch's libraries through it.
+LINK_FLAGS = {
+    "linux": [
+        "-Wl,-soname,libckpt_streamer.so",
+        "-Wl,-rpath,$ORIGIN/../../torch/lib",
+        f"-Wl,--version-script={EXPORTS}",
+    ],
+    "macos": [
+        "-Wl,-install_name,@rpath/libckpt_streamer.so",
+        "-Wl,-rpath,@loader_path/../../torch/lib",
+    ],
+}[PLATFORM]
+
+LIBRARY = "ckpt_streamer.lib.libckpt_streamer"
 DEBUG = os.environ.get("DEBUG") == "1"
 
 if sys.platform == "win32":
@@ -121,22 +142,56 @@ if sys.platform == "win32":
 
 
 class BuildLibrary(BuildExtension):
-    """Notes beside the library which torch it was compiled for."""
+    """Notes beside the library, and for those who link it, which torch it is for."""
 
     def run(self) -> None:
+        library = Path(self.get_ext_fullpath(LIBRARY)).resolve()
+        package = library.parent.parent
+        version = self.distribution.get_version()
+        write(library.with_name("compiled_for_torch.txt"), torch.__version__)
+        major, minor = torch.__version__.split(".")[:2]
+        write(
+            package / "include/ckpt_streamer/torch_version.h",
+            "// The torch that the library was compiled for.\n"
+            "#pragma once\n\n"
+            f"#define CKPT_STREAMER_TORCH_VERSION_MAJOR {major}\n"
+            f"#define CKPT_STREAMER_TORCH_VERSION_MINOR {minor}\n",
+        )
+        write(
+            package / "share/cmake/ckpt_streamer/ckpt_streamerConfigVersion.cmake",
+            f'set(PACKAGE_VERSION "{version}")\n'
+            "if(PACKAGE_VERSION VERSION_GREATER_EQUAL PACKAGE_FIND_VERSION)\n"
+            "  set(PACKAGE_VERSION_COMPATIBLE TRUE)\n"
+            "endif()\n"
+            "if(PACKAGE_VERSION VERSION_EQUAL PACKAGE_FIND_VERSION)\n"
+            "  set(PACKAGE_VERSION_EXACT TRUE)\n"
+            "endif()\n",
+        )
+        self.include_dirs.append(str(package / "include"))
         super().run()
-        library = Path(self.get_ext_fullpath("ckpt_streamer._C"))
-        note = library.with_name("compiled_for_torch.txt")
-        note.write_text(torch.__version__)
+
+    def build_extensions(self) -> None:
+        # Programs link with it: macOS takes a library for that, not a bundle.
+        self.compiler.linker_so = [
+            "-dynamiclib" if flag == "-bundle" else flag
+            for flag in self.compiler.linker_so
+        ]
+        super().build_extensions()
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:  # or what includes it is compiled
+        path.write_text(text)
 
 
 setup(
     ext_modules=[
         CppExtension(
-            name="ckpt_streamer._C",
+            name=LIBRARY,
             sources=SOURCES,
-            depends=HEADERS,
-            include_dirs=[str(Path("csrc").resolve())],
+            depends=[*HEADERS, EXPORTS],
+            include_dirs=[str(Path("csrc").resolve()), str(PUBLIC.resolve())],
             extra_compile_args=[
                 "-std=c++20",
                 "-fvisibility=hidden",
@@ -144,6 +199,7 @@ setup(
                 "-Wall",
                 "-Wextra",
             ],
+            extra_link_args=[*LINK_FLAGS, *([] if DEBUG else ["-Wl,-S"])],
             py_limited_api=True,
         )
     ],

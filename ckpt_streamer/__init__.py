@@ -2,7 +2,9 @@
 
 from ckpt_streamer._apply import apply_state_dict
 from ckpt_streamer._checkpoint import Checkpoint, open
+from ckpt_streamer._cpp import cmake_prefix_path, include_paths, library_paths
 from ckpt_streamer._ops import library_path
+from ckpt_streamer._scripting import add_load_method
 from ckpt_streamer._stats import StreamStats
 from ckpt_streamer._stream import Stream, stream
 from ckpt_streamer._tree import OpaqueArray, OpaqueGlobal, OpaqueObject
@@ -14,8 +16,12 @@ __all__ = [
     "OpaqueObject",
     "Stream",
     "StreamStats",
+    "add_load_method",
     "apply_state_dict",
+    "cmake_prefix_path",
+    "include_paths",
     "library_path",
+    "library_paths",
     "open",
     "stream",
 ]

@@ -70,18 +70,22 @@ def match(
         return None
     matches = matcher.matches
     keys = matches.keys
-    if not is_plain or not len(keys) == len(set(keys)) == len(entries):
+    if not (
+        is_plain
+        and len(keys) == len(entries)
+        and entries.keys() == set(keys)
+        and not any("." in name for name in matches.names)  # unexpected, says PyTorch
+    ):
         return None
-    if any("." in name for name in matches.names):  # PyTorch does not expect it
-        return None
-    matches.tensors = tensors = list(map(entries.get, keys))  # type: ignore[arg-type]
+    tensors: list[Any] = [entries[key] for key in keys]
     parameters = matches.parameters
-    if not PLAIN_TENSORS.issuperset(map(type, chain(tensors, parameters))):
+    if (
+        not PLAIN_TENSORS.issuperset(map(type, chain(tensors, parameters)))
+        or (not assign and any(parameter.is_meta for parameter in parameters))
+        or (needs_shapes and any(map(ne, map(_shape, tensors), map(_shape, parameters))))
+    ):
         return None
-    if not assign and any(parameter.is_meta for parameter in parameters):
-        return None
-    if needs_shapes and any(map(ne, map(_shape, tensors), map(_shape, parameters))):
-        return None
+    matches.tensors = tensors
     if assign:
         parameters.clear()  # what is replaced must be free to go
     return matches

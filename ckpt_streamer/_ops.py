@@ -69,12 +69,12 @@ class Checkpoint(Protocol):
 
 
 def library_path() -> str:
-    """Return the path of the shared object that registers the ops.
+    """Return the path of the shared library: the ops, and the C++ interface.
 
-    A C++ program makes ``torch.ops.ckpt_streamer`` available by loading it
-    (``dlopen``); it needs libtorch and no Python.
+    A C++ program makes ``torch.ops.ckpt_streamer`` available by linking it or by
+    loading it (``dlopen``); it needs libtorch and no Python.
     """
-    return str(Path(__file__).parent / "_C.so")
+    return str(Path(__file__).parent / "lib/libckpt_streamer.so")
 
 
 def _load_library() -> None:

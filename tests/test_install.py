@@ -19,13 +19,13 @@ def test_the_tests_run_against_the_installed_package() -> None:
     folder = Path(ckpt_streamer.__file__).parent
     assert folder != ROOT / "ckpt_streamer"
     assert (folder / "py.typed").exists()
-    assert Path(ckpt_streamer.library_path()) == folder / "_C.so"
+    assert Path(ckpt_streamer.library_path()) == folder / "lib/libckpt_streamer.so"
 
 
 def test_another_torch_is_told(tmp_path: Path) -> None:
     folder = Path(ckpt_streamer.__file__).parent
     shutil.copytree(folder, tmp_path / "ckpt_streamer")
-    (tmp_path / "ckpt_streamer/compiled_for_torch.txt").write_text("2.7.1+cpu")
+    (tmp_path / "ckpt_streamer/lib/compiled_for_torch.txt").write_text("2.7.1+cpu")
     done = subprocess.run(
         [sys.executable, "-P", "-c", "import ckpt_streamer"],
         env={"PYTHONPATH": str(tmp_path)},

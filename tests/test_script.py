@@ -1,8 +1,7 @@
-"""The same loop in TorchScript, in a saved module, and in C++ without Python."""
+"""The same loop in TorchScript and in a saved module."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -10,11 +9,8 @@ import pytest
 import torch
 from mapped_checkpoints import MIB, load_mapped, resident_of
 from torch import Tensor
-from torch.utils.cpp_extension import include_paths, library_paths
 
 from ckpt_streamer import library_path
-
-ROOT = Path(__file__).parent.parent
 
 
 @torch.jit.script
@@ -77,19 +73,6 @@ class Summing(torch.nn.Module):
         total = torch.zeros(1, dtype=torch.float64)
         while handle.has_next():
             total += handle.next()[1].to(torch.float64).sum()
-        return total
-
-
-class SummingConverted(torch.nn.Module):
-    def forward(self, path: str, memory_limit_bytes: int) -> Tensor:
-        handle = torch.ops.ckpt_streamer.open(
-            path, memory_limit_bytes, dtype=torch.bfloat16
-        )
-        total = torch.zeros(1, dtype=torch.float64)
-        while handle.has_next():
-            tensor = handle.next()[1]
-            assert tensor.dtype == torch.bfloat16
-            total += tensor.to(torch.float64).sum()
         return total
 
 
@@ -162,74 +145,6 @@ def test_a_module_that_holds_a_handle_cannot_be_saved(tmp_path: Path) -> None:
     assert module()
     with pytest.raises(Exception, match="a stream cannot be pickled, copied or saved"):
         module.save(tmp_path / "holding.pt")
-
-
-@pytest.fixture(scope="module")
-def consumer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A C++ program that links libtorch and knows nothing of this library."""
-    program = tmp_path_factory.mktemp("consumer") / "read_checkpoint"
-    abi = int(torch.compiled_with_cxx11_abi())
-    subprocess.run(
-        [
-            os.environ.get("CXX", "c++"),
-            "-std=c++20",
-            "-O1",
-            f"-D_GLIBCXX_USE_CXX11_ABI={abi}",
-            *(flag for path in include_paths() for flag in ("-isystem", path)),
-            str(ROOT / "tests/cpp_consumer/read_checkpoint.cpp"),
-            *(f"-L{path}" for path in library_paths()),
-            *(f"-Wl,-rpath,{path}" for path in library_paths()),
-            "-Wl,--no-as-needed",
-            "-ltorch",
-            "-ltorch_cpu",
-            "-lc10",
-            "-ldl",
-            "-o",
-            str(program),
-        ],
-        check=True,
-    )
-    return program
-
-
-def test_a_cpp_program_without_python(
-    consumer: Path, large_checkpoint: Path, tmp_path: Path
-) -> None:
-    torch.jit.script(SummingConverted()).save(tmp_path / "module.pt")
-    done = subprocess.run(
-        [
-            consumer,
-            library_path(),
-            large_checkpoint,
-            str(8 * MIB),
-            tmp_path / "module.pt",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    figures = dict(line.split("=") for line in done.stdout.splitlines())
-    assert figures["first"] == "w0"
-    assert figures["count"] == "64"
-    assert float(figures["sum"]) == float(figures["module_sum"]) == EXPECTED
-    assert float(figures["converted_sum"]) == EXPECTED
-    assert float(figures["copied_sum"]) == EXPECTED
-    assert 0 < int(figures["peak_bytes_resident"]) <= 8 * MIB
-    assert int(figures["bytes_resident"]) == 0
-    assert figures["has_python"] == "0"
-
-
-def test_a_cpp_program_sees_the_errors(consumer: Path, tmp_path: Path) -> None:
-    path = tmp_path / "missing.pt"
-    done = subprocess.run(
-        [consumer, library_path(), path, "1000"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert f"{path}: cannot open: No such file or directory" in done.stderr
 
 
 def test_the_library_needs_no_python() -> None:

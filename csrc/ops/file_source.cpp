@@ -17,6 +17,13 @@ FileSource::FileSource(
   checkpoint_->sort_in_file_order(order_);
 }
 
+FileSource::FileSource(
+    std::shared_ptr<const CheckpointTensors> checkpoint,
+    std::vector<uint32_t> slots)
+    : checkpoint_(std::move(checkpoint)), order_(std::move(slots)) {
+  checkpoint_->sort_in_file_order(order_);
+}
+
 std::vector<ByteRange> FileSource::spans() const {
   std::vector<ByteRange> result;
   result.reserve(order_.size());

@@ -19,6 +19,10 @@ class FileSource final : public TensorSource {
   FileSource(
       std::shared_ptr<const CheckpointTensors> checkpoint,
       const std::optional<std::vector<std::string>>& patterns);
+  // Of those slots of its index.
+  FileSource(
+      std::shared_ptr<const CheckpointTensors> checkpoint,
+      std::vector<uint32_t> slots);
 
   [[nodiscard]] std::vector<ByteRange> spans() const override;
   [[nodiscard]] uint64_t source_address(size_t index) const override;

@@ -5,6 +5,7 @@
 #include "ops/checkpoint_handle.h"
 #include "ops/copy_under_limit.h"
 #include "ops/default_limit.h"
+#include "ops/load_into.h"
 #include "ops/slot_list.h"
 #include "ops/stream_handle.h"
 #include "ops/window_handle.h"
@@ -26,6 +27,13 @@ void refuse_pickling(torch::class_<Handle>& handle_class) {
       [](int64_t) -> c10::intrusive_ptr<Handle> {
         C10_THROW_ERROR(NotImplementedError, kText);
       });
+}
+
+// Scripted code leaves no call of it out, makes one call of two, or another
+// order of them: each makes a stream of its own, or writes to tensors in a
+// dict.
+c10::FunctionSchema with_side_effects(const char* text) {
+  return torch::schema(text, c10::AliasAnalysisKind::CONSERVATIVE);
 }
 
 }  // namespace
@@ -105,24 +113,27 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   // are held against their checksums before a tensor of them is returned. With
   // patterns, only tensors whose names match one are streamed.
   library.def(
-      "open(str path, int memory_limit_bytes, *, ScalarType? dtype=None, "
-      "bool verify=False, str[]? select=None) -> "
-      "__torch__.torch.classes.ckpt_streamer.StreamHandle",
+      with_side_effects(
+          "open(str path, int memory_limit_bytes, *, ScalarType? dtype=None, "
+          "bool verify=False, str[]? select=None) -> "
+          "__torch__.torch.classes.ckpt_streamer.StreamHandle"),
       open);
 
   // Several files as one stream, in that order.
   library.def(
-      "open.paths(str[] paths, int memory_limit_bytes, *, "
-      "ScalarType? dtype=None, bool verify=False, str[]? select=None) -> "
-      "__torch__.torch.classes.ckpt_streamer.StreamHandle",
+      with_side_effects(
+          "open.paths(str[] paths, int memory_limit_bytes, *, "
+          "ScalarType? dtype=None, bool verify=False, str[]? select=None) -> "
+          "__torch__.torch.classes.ckpt_streamer.StreamHandle"),
       open_files);
 
   // Tensors in memory; those that are views of a private file mapping are
   // evicted behind the reader.
   library.def(
-      "stream(Dict(str, Tensor) tensors, int memory_limit_bytes, *, "
-      "ScalarType? dtype=None) -> "
-      "__torch__.torch.classes.ckpt_streamer.StreamHandle",
+      with_side_effects(
+          "stream(Dict(str, Tensor) tensors, int memory_limit_bytes, *, "
+          "ScalarType? dtype=None) -> "
+          "__torch__.torch.classes.ckpt_streamer.StreamHandle"),
       stream_tensors);
 
   // Tensor.copy_; a source larger than the limit is read in pieces, and evicted
@@ -136,15 +147,25 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   // The limit for those who name none, from the memory that is available at the
   // moment: no pure function of its arguments.
   library.def(
-      torch::schema(
-          "default_memory_limit_bytes() -> int",
-          c10::AliasAnalysisKind::CONSERVATIVE),
+      with_side_effects("default_memory_limit_bytes() -> int"),
       default_memory_limit_bytes);
   library.def(
-      torch::schema(
-          "_default_memory_limit() -> (int, str)",
-          c10::AliasAnalysisKind::CONSERVATIVE),
+      with_side_effects("_default_memory_limit() -> (int, str)"),
       explained_default_memory_limit);
+  // A file's tensors into tensors that are there already (see ops/load_into.h).
+  // Returns the names that the file does not have, and those that only it has.
+  library.def(
+      with_side_effects(
+          "load_into(Dict(str, Tensor) parameters, str path, "
+          "int memory_limit_bytes, *, str? prefix=None, bool strict=False, "
+          "bool verify=False) -> (str[] missing, str[] unexpected)"),
+      load_into);
+  library.def(
+      with_side_effects(
+          "load_into.paths(Dict(str, Tensor) parameters, str[] paths, "
+          "int memory_limit_bytes, *, str? prefix=None, bool strict=False, "
+          "bool verify=False) -> (str[] missing, str[] unexpected)"),
+      load_files_into);
 
   library.def(
       "_windows(int memory_limit_bytes) -> "

@@ -82,7 +82,9 @@ def match(
     if (
         not PLAIN_TENSORS.issuperset(map(type, chain(tensors, parameters)))
         or (not assign and any(parameter.is_meta for parameter in parameters))
-        or (needs_shapes and any(map(ne, map(_shape, tensors), map(_shape, parameters))))
+        or (
+            needs_shapes and any(map(ne, map(_shape, tensors), map(_shape, parameters)))
+        )
     ):
         return None
     matches.tensors = tensors

@@ -4,7 +4,7 @@
 # make bench-open   opening and reading files, against torch.load and safetensors
 # make bench-apply  the same for loading into models, against load_state_dict (15 GiB memory)
 # make bench-cold  the same for a file that is not in the page cache
-# make check-sanitizers   C++ tests under ASan and UBSan
+# make check-sanitizers   C++ tests under ASan and UBSan, and under TSan
 # make check-faults   every system call fails in turn, in each way it can (an hour)
 # make fuzz   libFuzzer on every reader, FUZZ_SECONDS each (needs Clang with libFuzzer)
 # make check-real   published checkpoints against torch (downloads 340 MB)
@@ -30,6 +30,11 @@ TEST_FLAGS := -std=c++20 -g -pthread -Wall -Wextra -Wpedantic -Wconversion -Wsha
 TEST_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp/%.o)
 SANITIZED_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp-sanitized/%.o)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+THREAD_SANITIZED_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp-threads/%.o)
+# GCC warns of std::optional under it; the plain build has all warnings.
+SANITIZE_THREADS := -fsanitize=thread -w -DTHREAD_SANITIZED
+# The tests fork, and their children make threads.
+TSAN_SETTINGS := halt_on_error=1 die_after_fork=0 suppressions=tests/cpp/tsan.supp
 
 # Fuzz targets: with libFuzzer, and as programs that run them on files.
 FUZZ_TARGETS := zip pickle legacy safetensors index
@@ -78,8 +83,9 @@ cpp-tests: .cache/cpp/run_tests
 	@mkdir -p $(dir $@)
 	$(CXX) $(TEST_FLAGS) -O1 -c $< -o $@
 
-check-sanitizers: .cache/cpp-sanitized/run_tests
-	$<
+check-sanitizers: .cache/cpp-sanitized/run_tests .cache/cpp-threads/run_tests
+	.cache/cpp-sanitized/run_tests
+	TSAN_OPTIONS="$(TSAN_SETTINGS)" .cache/cpp-threads/run_tests
 
 .cache/cpp-sanitized/run_tests: $(SANITIZED_OBJECTS)
 	$(CXX) -pthread $(SANITIZE) $^ -o $@
@@ -87,6 +93,13 @@ check-sanitizers: .cache/cpp-sanitized/run_tests
 .cache/cpp-sanitized/%.o: %.cpp
 	@mkdir -p $(dir $@)
 	$(CXX) $(TEST_FLAGS) $(SANITIZE) -O1 -c $< -o $@
+
+.cache/cpp-threads/run_tests: $(THREAD_SANITIZED_OBJECTS)
+	$(CXX) -pthread $(SANITIZE_THREADS) $^ -o $@
+
+.cache/cpp-threads/%.o: %.cpp
+	@mkdir -p $(dir $@)
+	$(CXX) $(TEST_FLAGS) $(SANITIZE_THREADS) -O1 -c $< -o $@
 
 fuzz: $(FUZZ_TARGETS:%=run-fuzz-%)
 
@@ -126,7 +139,7 @@ FACTOR ?= 50
 check-differential: build
 	CKPT_STREAMER_EXAMPLE_FACTOR=$(FACTOR) $(BIN)/pytest tests/test_differential.py tests/test_safetensors.py
 
--include $(TEST_OBJECTS:.o=.d) $(SANITIZED_OBJECTS:.o=.d)
+-include $(TEST_OBJECTS:.o=.d) $(SANITIZED_OBJECTS:.o=.d) $(THREAD_SANITIZED_OBJECTS:.o=.d)
 
 check: .venv/.requirements
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)

@@ -167,7 +167,8 @@ uint64_t writes_not_read_back(const TestMapping& mapping, int thread_count) {
   for (int thread = 0; thread < thread_count; ++thread) {
     writers.emplace_back([&, thread] {
       for (uint64_t page = 0; page < kSize; page += page_size_bytes()) {
-        const uint64_t at = page + 64 * static_cast<uint64_t>(thread);
+        // Beside the bytes that touch() reads.
+        const uint64_t at = page + 64 * (static_cast<uint64_t>(thread) + 1);
         volatile char& byte = mapping.bytes()[at];
         const char written = static_cast<char>(pattern_at(at) + 1);
         byte = written;
@@ -201,8 +202,8 @@ TEST(page_out_loses_no_write) {
     const ByteRange range = mapping.range();
     Residency residency;
     residency.page_out({&range, 1});
-    for (uint64_t page = 0; page < kSize; page += page_size_bytes()) {
-      EXPECT_EQ(mapping.bytes()[page], static_cast<char>(pattern_at(page) + 1));
+    for (uint64_t at = 64; at < kSize; at += page_size_bytes()) {
+      EXPECT_EQ(mapping.bytes()[at], static_cast<char>(pattern_at(at) + 1));
     }
   }
 }

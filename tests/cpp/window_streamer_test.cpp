@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -393,6 +395,79 @@ TEST(window_streamer_counts_held_memory_with_the_pages) {
   EXPECT_EQ(streamer.resident_bytes(), 0U);
   streamer.release();
   EXPECT_EQ(streamer.figures().peak_resident_bytes, 4000U);
+}
+
+// Streams all spans and counts the bytes that are not the file's.
+uint64_t wrong_bytes(
+    const TestMapping& mapping,
+    const std::vector<ByteRange>& spans,
+    uint64_t limit) {
+  WindowStreamer streamer(spans, limit);
+  uint64_t wrong = 0;
+  size_t index = 0;
+  for (size_t window = 0; window < streamer.window_ends().size(); ++window) {
+    streamer.enter(window);
+    for (; index < streamer.window_ends()[window]; ++index) {
+      const uint64_t begin = spans[index].begin - mapping.range().begin;
+      const uint64_t end = spans[index].end - mapping.range().begin;
+      for (uint64_t at = begin; at < end; at += 977) {
+        wrong += mapping.bytes()[at] != pattern_at(at) ? 1 : 0;
+      }
+    }
+    if (window % 3 == 0) {
+      streamer.release();
+    }
+  }
+  return wrong;
+}
+
+TEST(threads_stream_one_mapping_with_limits_of_their_own) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  ckpt_streamer::testing::make_cold(file.path());  // and all of them read ahead
+  const std::vector<ByteRange> spans = cut(mapping.range(), 64, 300000);
+  std::atomic<uint64_t> wrong = 0;
+  std::vector<std::thread> threads;
+  for (const uint64_t limit : {4 * kMiB, 7 * kMiB, 32 * kMiB, 40 * kMiB}) {
+    threads.emplace_back([&, limit] {
+      for (int i = 0; i < 3; ++i) {
+        wrong += wrong_bytes(mapping, spans, limit);
+      }
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  EXPECT_EQ(wrong.load(), uint64_t{0});
+  EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+}
+
+TEST(a_streamer_goes_from_thread_to_thread) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  ckpt_streamer::testing::make_cold(file.path());
+  const std::vector<ByteRange> spans = cut(mapping.range(), 64, 300000);
+  auto streamer = std::make_unique<WindowStreamer>(spans, 8 * kMiB);
+  std::mutex mutex;  // as the handles have it
+  size_t next = 0;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (;;) {
+        const std::lock_guard lock(mutex);
+        if (next == streamer->window_ends().size()) {
+          return;
+        }
+        streamer->enter(next++);
+        (void)streamer->resident_bytes();
+      }
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  std::thread([&] { streamer.reset(); }).join();
+  EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
 }
 
 }  // namespace

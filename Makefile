@@ -24,7 +24,7 @@ PY_FILES := $(wildcard *.py ckpt_streamer/*.py)
 # The layers below torch, with their tests: one program, no libtorch.
 UNAME := $(shell uname -s)
 PLATFORM := $(if $(filter Darwin,$(UNAME)),macos,linux)
-CORE_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cpp stream/*.cpp os/*_posix.cpp os/*_$(PLATFORM).cpp))
+CORE_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cpp stream/*.cpp write/*.cpp os/*_posix.cpp os/*_$(PLATFORM).cpp))
 TEST_SOURCES := $(CORE_SOURCES) $(wildcard tests/cpp/*.cpp)
 TEST_FLAGS := -std=c++20 -g -pthread -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -MMD -Icsrc -Itests/cpp
 TEST_OBJECTS := $(TEST_SOURCES:%.cpp=.cache/cpp/%.o)

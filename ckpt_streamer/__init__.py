@@ -2,15 +2,18 @@
 
 from ckpt_streamer._apply import apply_state_dict
 from ckpt_streamer._checkpoint import Checkpoint, open
+from ckpt_streamer._convert import convert
 from ckpt_streamer._cpp import cmake_prefix_path, include_paths, library_paths
 from ckpt_streamer._ops import library_path
 from ckpt_streamer._scripting import add_load_method
 from ckpt_streamer._stats import StreamStats
 from ckpt_streamer._stream import Stream, stream
 from ckpt_streamer._tree import OpaqueArray, OpaqueGlobal, OpaqueObject
+from ckpt_streamer._writer import CheckpointWriter, create
 
 __all__ = [
     "Checkpoint",
+    "CheckpointWriter",
     "OpaqueArray",
     "OpaqueGlobal",
     "OpaqueObject",
@@ -19,6 +22,8 @@ __all__ = [
     "add_load_method",
     "apply_state_dict",
     "cmake_prefix_path",
+    "convert",
+    "create",
     "include_paths",
     "library_path",
     "library_paths",

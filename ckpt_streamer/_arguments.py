@@ -96,6 +96,21 @@ def paths_of(path: Any) -> list[str]:
     return [_checked_name(os.fspath(each)) for each in paths]
 
 
+def one_path_of(path: Any) -> str:
+    """Check the path of one file that is to be written.
+
+    Raises:
+        TypeError: It is anything else.
+        ValueError: It cannot be the name of a file.
+    """
+    if not is_one_path(path):
+        raise TypeError(
+            f"path is {path!r} ({type(path).__name__}), expected the path of a file to "
+            "write"
+        )
+    return _checked_name(os.fspath(path))
+
+
 def _checked_name(name: Any) -> str:
     text = os.fsdecode(name)
     try:

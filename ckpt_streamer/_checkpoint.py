@@ -359,12 +359,12 @@ def open_within(
     try:
         handle = _ops.open_checkpoint(paths, is_list, limit_bytes, dtype, bool(verify))
     except (RuntimeError, ValueError) as error:
-        _raise_os_error(error)
+        raise_os_error(error)
         raise
     return Checkpoint(handle, limit_bytes, dtype, select)
 
 
-def _raise_os_error(error: Exception) -> None:
+def raise_os_error(error: Exception) -> None:
     """Raise what Python's own functions do where a path cannot be opened."""
     path, colon, text = str(error).partition(": ")
     if isinstance(error, NotImplementedError) or not colon:

@@ -68,6 +68,17 @@ class Checkpoint(Protocol):
     def lookups(self) -> WindowHandle: ...
 
 
+class Writer(Protocol):
+    """What ``csrc/ops/writer_handle.h`` offers."""
+
+    def write(self, name: str, tensor: torch.Tensor) -> None: ...
+    def _write_from(self, begin: int, tensors: Sequence[torch.Tensor]) -> None: ...
+    def size_bytes(self) -> int: ...
+    def bytes_written(self) -> int: ...
+    def finish(self) -> list[str]: ...
+    def close(self) -> None: ...
+
+
 def library_path() -> str:
     """Return the path of the shared library: the ops, and the C++ interface.
 
@@ -133,3 +144,22 @@ def add(handle: WindowHandle, tensors: Sequence[torch.Tensor]) -> None:
 def copy_(destination: torch.Tensor, source: torch.Tensor, limit_bytes: int) -> None:
     """``destination.copy_(source)``; a source above the limit is read in pieces."""
     torch.ops.ckpt_streamer.copy_(destination, source, limit_bytes)
+
+
+def create(
+    path: str,
+    tensors: dict[str, torch.Tensor],
+    memory_limit_bytes: int,
+    **options: Any,
+) -> Writer:
+    """Begin a checkpoint of tensors like these."""
+    with torch._C.DisableTorchFunction():  # a subclass may refuse to be an argument
+        made = torch.ops.ckpt_streamer.create(
+            path, tensors, memory_limit_bytes, **options
+        )
+    return cast("Writer", made)
+
+
+def create_from_slots(slots: SlotList, names: Sequence[str], *options: Any) -> Writer:
+    """Begin a checkpoint of the tensors of another one."""
+    return cast("Writer", torch.ops.ckpt_streamer._create(slots, names, *options))

@@ -12,16 +12,20 @@ from typing_extensions import Self
 ProgressFunction = Callable[[int, int], object]
 
 
-class Progress:
-    """Counts the bytes of a state_dict that are loaded. A context manager."""
+class ByteProgress:
+    """Counts bytes that are done. A context manager."""
 
     def __init__(
-        self, progress: bool | ProgressFunction, tensors: Iterable[object]
+        self, progress: bool | ProgressFunction, total_bytes: Callable[[], int]
     ) -> None:
         """Check ``progress``; True shows a bar of tqdm's.
 
+        Args:
+            progress: As the functions that have such an argument take it.
+            total_bytes: Asked only if anybody wants to know.
+
         Raises:
-            TypeError: It is neither a ``bool`` nor callable.
+            TypeError: ``progress`` is neither a ``bool`` nor callable.
             ImportError: It is True, and tqdm is not installed.
         """
         if not isinstance(progress, bool) and not callable(progress):
@@ -31,7 +35,7 @@ class Progress:
             )
         self.is_on = progress is not False
         self._done_bytes = 0
-        self._total_bytes = sum(map(_bytes_of, tensors)) if self.is_on else 0
+        self._total_bytes = total_bytes() if self.is_on else 0
         self._tell = None if isinstance(progress, bool) else progress
         self._bar = _bar(self._total_bytes) if progress is True else None
 
@@ -49,11 +53,10 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def add(self, tensor: object) -> None:
-        """Count what is loaded or passed over."""
+    def set_done(self, done_bytes: int) -> None:
+        """Say how many bytes are done by now."""
         if self.is_on:
-            rest = self._total_bytes - self._done_bytes
-            self._advance(min(_bytes_of(tensor), rest))
+            self._advance(min(done_bytes, self._total_bytes) - self._done_bytes)
 
     def _advance(self, count_bytes: int) -> None:
         if count_bytes:
@@ -62,6 +65,21 @@ class Progress:
                 self._bar.update(count_bytes)
             if self._tell is not None:
                 self._tell(self._done_bytes, self._total_bytes)
+
+
+class Progress(ByteProgress):
+    """Counts the bytes of a state_dict that are loaded. A context manager."""
+
+    def __init__(
+        self, progress: bool | ProgressFunction, tensors: Iterable[object]
+    ) -> None:
+        """As :class:`ByteProgress` does."""
+        super().__init__(progress, lambda: sum(map(_bytes_of, tensors)))
+
+    def add(self, tensor: object) -> None:
+        """Count what is loaded or passed over."""
+        if self.is_on:
+            self.set_done(self._done_bytes + _bytes_of(tensor))
 
 
 def _bytes_of(value: object) -> int:

@@ -14,7 +14,8 @@ ALLOWED = {
     "format": {"base", "format"},
     "plan": {"base", "plan"},
     "stream": {"base", "os", "plan", "stream"},
-    "ops": {"base", "os", "format", "plan", "stream", "ops"},
+    "write": {"base", "os", "format", "write"},
+    "ops": {"base", "os", "format", "plan", "stream", "write", "ops"},
     "api": {"ops", "api"},
 }
 SOURCES = sorted(path for path in CSRC.glob("*/*") if path.suffix in {".h", ".cpp"})

@@ -174,6 +174,15 @@ GlobalRole role_of_python(std::string_view module, std::string_view name) {
 
 }  // namespace
 
+std::string_view storage_type_name(DType dtype) noexcept {
+  for (const StorageTypeName& storage : kTypedStorages) {
+    if (storage.dtype == dtype) {
+      return storage.name;
+    }
+  }
+  return {};
+}
+
 GlobalMeaning meaning_of(const PickleGlobal& global) {
   const auto& [module, name] = global;
   if (module == "torch" || module == "torch.storage" ||

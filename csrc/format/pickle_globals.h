@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "format/checkpoint_index.h"
 #include "format/pickle_machine.h"
@@ -63,5 +64,9 @@ struct GlobalMeaning {
 
 // Any global that is not listed here is kOther: data like all others.
 [[nodiscard]] GlobalMeaning meaning_of(const PickleGlobal& global);
+
+// "FloatStorage": what torch.save calls a storage of the dtype, in the module
+// torch; empty for dtypes whose storages it saves as untyped ones.
+[[nodiscard]] std::string_view storage_type_name(DType dtype) noexcept;
 
 }  // namespace ckpt_streamer::format

@@ -21,9 +21,9 @@
 namespace ckpt_streamer::format {
 namespace {
 
-// tensor.rs, N_LEN and MAX_HEADER_SIZE.
+// tensor.rs, N_LEN.
 constexpr uint64_t kPrefixBytes = 8;
-constexpr uint64_t kLargestHeaderBytes = 100'000'000;
+constexpr uint64_t kLargestHeaderBytes = kLargestSafetensorsHeaderBytes;
 
 // ATen's dim_bitset_size: what most operators of torch take.
 constexpr size_t kLargestDimCount = 64;
@@ -451,6 +451,14 @@ uint64_t header_size_of(std::string_view head) noexcept {
 }
 
 }  // namespace
+
+std::string_view safetensors_dtype_name(DType dtype) noexcept {
+  const auto* const found = std::find_if(
+      kDTypeNames.begin(),
+      kDTypeNames.end(),
+      [&](const DTypeName& known) { return known.dtype == dtype; });
+  return found == kDTypeNames.end() ? std::string_view() : found->name;
+}
 
 bool is_safetensors(std::string_view head, uint64_t file_size_bytes) noexcept {
   if (head.size() < kPrefixBytes + 2) {

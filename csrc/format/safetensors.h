@@ -6,6 +6,7 @@
 // Dtype). Everything is little-endian and row-major.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 
 #include "base/byte_source.h"
@@ -36,5 +37,11 @@ namespace ckpt_streamer::format {
 // Cost: O(header) time (O(n log n) for hostile names) and memory; the header
 // is at most 100 MB. No tensor byte is read.
 [[nodiscard]] CheckpointIndex read_safetensors(const ByteSource& source);
+
+// "BF16"; empty for a dtype that the format does not have.
+[[nodiscard]] std::string_view safetensors_dtype_name(DType dtype) noexcept;
+
+// Of the header, at most. tensor.rs, MAX_HEADER_SIZE.
+inline constexpr uint64_t kLargestSafetensorsHeaderBytes = 100'000'000;
 
 }  // namespace ckpt_streamer::format

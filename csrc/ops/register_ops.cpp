@@ -9,6 +9,7 @@
 #include "ops/slot_list.h"
 #include "ops/stream_handle.h"
 #include "ops/window_handle.h"
+#include "ops/writer_handle.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -107,6 +108,15 @@ TORCH_LIBRARY(ckpt_streamer, library) {
                         .def("lookups", &CheckpointHandle::lookups);
   refuse_pickling(checkpoint);
 
+  auto writer = library.class_<WriterHandle>("CheckpointWriter")
+                    .def("write", &WriterHandle::write)
+                    .def("_write_from", &WriterHandle::write_from)
+                    .def("size_bytes", &WriterHandle::size_bytes)
+                    .def("bytes_written", &WriterHandle::bytes_written)
+                    .def("finish", &WriterHandle::finish)
+                    .def("close", &WriterHandle::close);
+  refuse_pickling(writer);
+
   // A checkpoint file, or the index of a sharded one, read without Python and
   // without executing anything in it. With a dtype, floating-point tensors are
   // converted to it on their way (see ops/conversion.h). With verify, records
@@ -166,6 +176,31 @@ TORCH_LIBRARY(ckpt_streamer, library) {
           "int memory_limit_bytes, *, str? prefix=None, bool strict=False, "
           "bool verify=False) -> (str[] missing, str[] unexpected)"),
       load_files_into);
+  // A checkpoint to be written, tensor by tensor, under the names and in the
+  // dtypes and shapes of `tensors`, of which nothing is read. The format is
+  // "safetensors" or "torch"; without one, the path's end says it. With a size
+  // of shards, several files and their index. Tensors that share memory, where
+  // the format cannot say so: "error", "copy" or "once" (see write/plan.h).
+  library.def(
+      with_side_effects(
+          "create(str path, Dict(str, Tensor) tensors, int memory_limit_bytes, "
+          "*, "
+          "str? format=None, Dict(str, str)? metadata=None, "
+          "int shard_size_bytes=0, str tied=\"error\", bool drop_cache=False) "
+          "-> "
+          "__torch__.torch.classes.ckpt_streamer.CheckpointWriter"),
+      create);
+
+  library.def(
+      with_side_effects(
+          "_create(__torch__.torch.classes.ckpt_streamer._Slots slots, "
+          "str[] names, Tensor[]? templates, bool keeps_tree, str path, "
+          "int memory_limit_bytes, str? format, ScalarType? dtype, "
+          "Dict(str, str) metadata, int shard_size_bytes, str tied, str "
+          "opaque, "
+          "bool drop_cache) -> "
+          "__torch__.torch.classes.ckpt_streamer.CheckpointWriter"),
+      create_from_slots);
 
   library.def(
       "_windows(int memory_limit_bytes) -> "

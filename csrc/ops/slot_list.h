@@ -29,6 +29,14 @@ class SlotList final : public torch::CustomClassHolder {
       std::shared_ptr<const CheckpointTensors> checkpoint,
       std::vector<uint32_t> slots);
 
+  [[nodiscard]] const format::CheckpointIndex& index() const noexcept {
+    return checkpoint_->index();
+  }
+  // Positions in index().slots, in the order of the stream.
+  [[nodiscard]] const std::vector<uint32_t>& slots() const noexcept {
+    return slots_;
+  }
+
   int64_t len() const {
     return static_cast<int64_t>(slots_.size());
   }

@@ -4,6 +4,7 @@
 # make bench-open   opening and reading files, against torch.load and safetensors
 # make bench-apply  the same for loading into models, against load_state_dict (15 GiB memory)
 # make bench-cold  the same for a file that is not in the page cache
+# make bench-convert  converting a file, against dd and safetensors' save_file
 # make check-sanitizers   C++ tests under ASan and UBSan, and under TSan
 # make check-faults   every system call fails in turn, in each way it can (an hour)
 # make fuzz   libFuzzer on every reader, FUZZ_SECONDS each (needs Clang with libFuzzer)
@@ -46,7 +47,8 @@ FUZZED_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cp
 FUZZED_OBJECTS := $(FUZZED_SOURCES:%.cpp=.cache/fuzz/%.o)
 REPLAY_OBJECTS := .cache/cpp/tests/fuzz/replay_main.o $(FUZZED_SOURCES:%.cpp=.cache/cpp/%.o)
 
-.PHONY: demo test bench bench-open bench-apply bench-cold bench-rss build check cpp-tests check-sanitizers check-faults check-real fuzz fuzz-replay \
+.PHONY: demo test bench bench-open bench-apply bench-convert bench-cold bench-rss build check cpp-tests \
+  check-sanitizers check-faults check-real fuzz fuzz-replay \
   check-differential format tidy clean
 
 demo: build
@@ -65,6 +67,9 @@ bench-open: build
 bench-apply: build
 	$(BIN)/python bench/apply.py --full
 	$(BIN)/python bench/apply_memory.py --full
+
+bench-convert: build
+	$(BIN)/python bench/convert.py --usual --write
 
 bench-cold: build
 	$(BIN)/python bench/cold.py

@@ -386,12 +386,17 @@ c10::intrusive_ptr<WriterHandle> create_from_slots(
       declared = *index;
       Declarations declarations(path, declared);
       for (size_t i = 0; i < count; ++i) {
-        const uint32_t tensor = declared.slots[slots->slots()[i]].tensor_index;
+        format::Slot& slot = declared.slots[slots->slots()[i]];
+        const format::TensorRecord source = declared.tensors[slot.tensor_index];
         format::TensorRecord record =
             declarations.record(names[i], (*templates)[i]);
-        record.is_parameter = declared.tensors[tensor].is_parameter;
-        record.requires_grad = declared.tensors[tensor].requires_grad;
-        declared.tensors[tensor] = record;
+        record.is_parameter = source.is_parameter;
+        record.requires_grad = source.requires_grad;
+        if (!keeps_tree) {  // one that has two names is two tensors then
+          slot.tensor_index = static_cast<uint32_t>(declared.tensors.size());
+          declared.tensors.emplace_back();
+        }
+        declared.tensors[slot.tensor_index] = record;
       }
       index = &declared;
     }

@@ -68,7 +68,7 @@ OutputFile::OutputFile(
     throw_errno(path_, "write", EEXIST);
   }
   // What may not be written is not replaced either.
-  if (exists && ::access(target_.c_str(), W_OK) != 0) {
+  if (exists && ::faccessat(AT_FDCWD, target_.c_str(), W_OK, AT_EACCESS) != 0) {
     throw_errno(path_, "write", errno);
   }
   open_unnamed();

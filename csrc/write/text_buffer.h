@@ -8,6 +8,7 @@
 
 namespace ckpt_streamer::write {
 
+// REQUIRES: byte_count <= 8.
 inline void append_little_endian(
     std::string& out,
     uint64_t value,

@@ -153,7 +153,7 @@ void ZipLayout::append_directory_entry(
   append_little_endian(out, size, 4);
   append_little_endian(out, record.name.size(), 2);
   append_little_endian(out, extra.empty() ? 0 : extra.size() + 4, 2);
-  append_little_endian(out, 0, 2 + 2 + 2 + 4);  // comment, disk, attributes
+  out.append(2 + 2 + 2 + 4, '\0');  // comment, disk, attributes
   append_little_endian(out, is_far ? kAllOnes : record.header_offset, 4);
   out += record.name;
   if (!extra.empty()) {

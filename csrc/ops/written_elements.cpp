@@ -45,7 +45,7 @@ class WrittenElements::Reader {
     streamer_ = std::make_unique<stream::WindowStreamer>(
         std::vector<ByteRange>{span},
         memory_limit_bytes,
-        OtherWriters());
+        other_threads());
     if (!streamer_->owns_part_of(span)) {
       streamer_.reset();
     }

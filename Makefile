@@ -5,11 +5,13 @@
 # make bench-apply  the same for loading into models, against load_state_dict (15 GiB memory)
 # make bench-cold  the same for a file that is not in the page cache
 # make bench-convert  converting a file, against dd and safetensors' save_file
+# make bench-limits   the most that is resident, of many cases, and what watching costs
 # make check-sanitizers   C++ tests under ASan and UBSan, and under TSan
 # make check-faults   every system call fails in turn, in each way it can (an hour)
 # make fuzz   libFuzzer on every reader, FUZZ_SECONDS each (needs Clang with libFuzzer)
 # make check-real   published checkpoints against torch (downloads 340 MB)
 # make check-differential   generated checkpoints against torch, ten thousands
+# make check-writers   threads that write while tensors are streamed, WRITER_SECONDS
 # make tidy   clang-tidy over the layers below torch
 # make clean  remove what the others made
 #
@@ -47,8 +49,8 @@ FUZZED_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cp
 FUZZED_OBJECTS := $(FUZZED_SOURCES:%.cpp=.cache/fuzz/%.o)
 REPLAY_OBJECTS := .cache/cpp/tests/fuzz/replay_main.o $(FUZZED_SOURCES:%.cpp=.cache/cpp/%.o)
 
-.PHONY: demo test bench bench-open bench-apply bench-convert bench-cold bench-rss build check cpp-tests \
-  check-sanitizers check-faults check-real fuzz fuzz-replay \
+.PHONY: demo test bench bench-open bench-apply bench-convert bench-cold bench-limits bench-rss build check cpp-tests \
+  check-sanitizers check-faults check-writers check-real fuzz fuzz-replay \
   check-differential format tidy clean
 
 demo: build
@@ -73,6 +75,10 @@ bench-convert: build
 
 bench-cold: build
 	$(BIN)/python bench/cold.py
+
+bench-limits: build
+	$(BIN)/python bench/limits.py
+	$(BIN)/python bench/watch.py
 
 bench-rss: build
 	$(BIN)/python bench/rss.py
@@ -143,6 +149,10 @@ check-real: build
 FACTOR ?= 50
 check-differential: build
 	CKPT_STREAMER_EXAMPLE_FACTOR=$(FACTOR) $(BIN)/pytest tests/test_differential.py tests/test_safetensors.py
+
+WRITER_SECONDS ?= 600
+check-writers: build
+	CKPT_STREAMER_WRITER_SECONDS=$(WRITER_SECONDS) $(BIN)/pytest tests/test_watch.py -k no_write
 
 -include $(TEST_OBJECTS:.o=.d) $(SANITIZED_OBJECTS:.o=.d) $(THREAD_SANITIZED_OBJECTS:.o=.d)
 

@@ -89,6 +89,7 @@ SOURCES = [
     "csrc/format/open_index.cpp",
     "csrc/plan/window.cpp",
     "csrc/stream/read_ahead.cpp",
+    "csrc/stream/watcher.cpp",
     "csrc/stream/window_streamer.cpp",
     "csrc/write/checkpoint_writer.cpp",
     "csrc/write/file_format.cpp",

@@ -20,7 +20,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-_INTERVAL_SECONDS = 0.001
+INTERVAL_SECONDS = 0.001
 _STATUS = re.compile(rb"RssAnon:\s+(\d+) kB\nRssFile:\s+(\d+) kB")
 
 
@@ -144,7 +144,7 @@ def _sample(pipe: Connection, descriptor: int) -> Recording[Any]:
         is_done = pipe.poll(0)
         now = time.perf_counter()
         samples.append((now - start, *_read(descriptor)))
-        due = max(due + _INTERVAL_SECONDS, now)
+        due = max(due + INTERVAL_SECONDS, now)
         time.sleep(max(0.0, due - time.perf_counter()))
     work_seconds = pipe.recv() - start
     pipe.send(None)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from load_outcomes import identity
 from mapped_checkpoints import MIB, load_mapped, resident_of
+from memory_peaks import peaks_of
 from random_models import VALUES
 from test_apply_memory import no_hook
 from test_apply_twins import value_of
-from test_copy import peaks_of
 from torch import Tensor, nn
 
 from ckpt_streamer import apply_state_dict

@@ -16,7 +16,7 @@ from load_outcomes import (
     identity,
 )
 from mapped_checkpoints import MIB, load_mapped, resident_of
-from test_copy import peaks_of
+from memory_peaks import peaks_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 

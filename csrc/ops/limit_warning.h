@@ -9,7 +9,8 @@
 namespace ckpt_streamer::ops {
 
 // Warns (torch's warning, a UserWarning in Python) when clean pages could not
-// be dropped and the limit was exceeded for it. Sets `warned`.
+// be dropped and the limit was exceeded for it, or when a reader was so fast
+// that the watcher let through more than it promises. Sets `warned`.
 void warn_if_limit_not_held(const stream::StreamFigures& figures, bool& warned);
 
 // Gives up the memory that is no longer known to be the streamed tensors', and

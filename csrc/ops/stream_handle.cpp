@@ -157,6 +157,9 @@ void StreamHandle::enter(size_t window) {
   source_->check_unchanged();
   checked_streamer().enter(window);
   reads_in_pieces_ = conversion_.is_wanted() && streamer_.is_over_limit();
+  if (!reads_in_pieces_) {
+    streamer_.watch_if_over_limit();
+  }
   was_released_ = false;
   warn_if_not_held();
 }

@@ -146,6 +146,9 @@ void WindowHandle::enter(int64_t window) {
   check_files();
   streamer.enter(static_cast<size_t>(window));
   reads_in_pieces_ = conversion_.is_wanted() && streamer.is_over_limit();
+  if (!reads_in_pieces_) {
+    streamer.watch_if_over_limit();
+  }
   warn_if_not_held();
 }
 

@@ -123,7 +123,14 @@ struct DropResult {
   }
 };
 
-// Reads and drops pages of this process. Holds one descriptor, and those
+// A run of pages of one kind, of a private file mapping.
+struct PageRun {
+  ByteRange range;
+  bool is_written;  // private copies, resident or swapped out; else clean
+  bool is_huge;     // mapped as huge pages; false where that is not known
+};
+
+// Reads and drops pages of this process. Holds a descriptor or two, and those
 // of PageOut if it drops beside others, opened anew after a fork (they name the
 // process that opened them). Not thread-safe; but once scan_error() was asked
 // in this process, drop_resident(kNone) may run on several threads at once.
@@ -147,6 +154,27 @@ class Residency {
   // The same by the kernel's reclaim alone: other threads may read and write
   // the pages all the while (os/page_out.h).
   DropResult page_out(std::span<const ByteRange> ranges) noexcept;
+
+  // The steps of the two above, for whoever watches pages that others read.
+  //
+  // Appends the runs of resident pages, clean and written, ascending, and stops
+  // soon after `most_runs`. Returns where it stopped, or the range's beginning
+  // where page tables cannot be read. 0.2 microseconds for 2 MiB mapped as one,
+  // 35 page by page, next to nothing for holes.
+  // THROWS: std::bad_alloc.
+  uint64_t list_runs(
+      const ByteRange& range,
+      size_t most_runs,
+      std::vector<PageRun>& runs);
+  // Unmaps a clean run by reclaim, as PageOut::unmap().
+  int page_out(const PageRun& run) noexcept;
+  // Moves the clean pages of a range away; OtherWriters says what remains.
+  DropResult move_out(const ByteRange& range) noexcept;
+
+  // Bytes of file pages that the process has mapped in, of all files: to see at
+  // a microsecond's cost whether anything changed. Before Linux 6.16, to within
+  // some hundred KiB for each processor. 0 where that is not known.
+  uint64_t mapped_file_bytes() noexcept;
 
   // Bytes of clean resident file pages in the ranges. Where page tables cannot
   // be read: the size of the ranges, an upper bound (see can_scan()).
@@ -183,6 +211,7 @@ class Residency {
       PageKind kind,
       Visit visit) noexcept;
   bool ensure_open() noexcept;
+  void close_all() noexcept;
   void drop_range(
       const ByteRange& range,
       std::span<const Way> ways,
@@ -202,6 +231,7 @@ class Residency {
   ScanMethod method_;
   std::atomic<bool> fast_scan_works_ = true;
   int descriptor_ = -1;
+  int statm_descriptor_ = -1;
   int64_t owner_process_ = 0;
   std::atomic<int> scan_error_ = 0;
 };

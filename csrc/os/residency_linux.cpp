@@ -10,6 +10,7 @@
 #include <cstring>
 #include <fstream>
 #include <string_view>
+#include <utility>
 
 #include "base/error.h"
 #include "os/advise.h"
@@ -227,8 +228,14 @@ Residency::Residency(ScanMethod method) noexcept
     : method_(method), fast_scan_works_(method == ScanMethod::kBest) {}
 
 Residency::~Residency() {
-  if (descriptor_ >= 0) {
-    ::close(descriptor_);
+  close_all();
+}
+
+void Residency::close_all() noexcept {
+  for (int* const descriptor : {&descriptor_, &statm_descriptor_}) {
+    if (*descriptor >= 0) {
+      ::close(std::exchange(*descriptor, -1));
+    }
   }
 }
 
@@ -243,9 +250,7 @@ bool Residency::ensure_open() noexcept {
   if (descriptor_ >= 0 && owner_process_ == process) {
     return true;
   }
-  if (descriptor_ >= 0) {
-    ::close(descriptor_);
-  }
+  close_all();
   descriptor_ = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
   scan_error_ = descriptor_ < 0 ? errno : 0;
   owner_process_ = process;
@@ -444,6 +449,102 @@ DropResult Residency::page_out(std::span<const ByteRange> ranges) noexcept {
     drop_range(range, kWays, result);
   }
   return result;
+}
+
+DropResult Residency::move_out(const ByteRange& range) noexcept {
+  static constexpr std::array kWays = {Way::kMoveAway};
+  DropResult result;
+  drop_range(range, kWays, result);
+  return result;
+}
+
+int Residency::page_out(const PageRun& run) noexcept {
+  return page_out_.unmap(run.range, run.is_huge);
+}
+
+// Documentation/filesystems/proc.rst: the third number of statm is the pages of
+// files and of shared memory.
+uint64_t Residency::mapped_file_bytes() noexcept {
+  if (!ensure_open()) {
+    return 0;
+  }
+  if (statm_descriptor_ < 0) {
+    statm_descriptor_ = ::open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+  }
+  std::array<char, 128> buffer;
+  const ssize_t count =
+      ::pread(statm_descriptor_, buffer.data(), buffer.size(), 0);
+  std::string_view text(
+      buffer.data(),
+      static_cast<size_t>(std::max<ssize_t>(count, 0)));
+  for (int field = 0; field < 2; ++field) {
+    text.remove_prefix(std::min(text.find(' '), text.size()));
+    text.remove_prefix(text.empty() ? 0 : 1);
+  }
+  uint64_t pages = 0;
+  std::from_chars(text.data(), text.data() + text.size(), pages);
+  return pages * page_size_bytes();
+}
+
+uint64_t Residency::list_runs(
+    const ByteRange& range,
+    size_t most_runs,
+    std::vector<PageRun>& runs) {
+  if (!ensure_open()) {
+    return range.begin;
+  }
+  uint64_t cursor = range.begin;
+  const size_t most = runs.size() + most_runs;
+  while (fast_scan_works_ && cursor < range.end && runs.size() < most) {
+    std::array<PageRegion, 256> regions;
+    PagemapScan scan{};
+    scan.size = sizeof(scan);
+    scan.start = cursor;
+    scan.end = range.end;
+    scan.vec = reinterpret_cast<uint64_t>(regions.data());
+    scan.vec_len = std::min(regions.size(), most - runs.size());
+    scan.category_anyof_mask = kPageIsPresent | kPageIsSwapped;
+    scan.return_mask = kPageIsFile | kPageIsHuge;
+    const int count = ::ioctl(descriptor_, kPagemapScan, &scan);
+    if (count < 0 || scan.walk_end <= cursor) {
+      fast_scan_works_ = false;
+      break;
+    }
+    for (int i = 0; i < count; ++i) {
+      const uint64_t categories = regions[i].categories;
+      const bool is_written = (categories & kPageIsFile) == 0;
+      runs.push_back(
+          {{regions[i].start, regions[i].end},
+           is_written,
+           !is_written && (categories & kPageIsHuge) != 0});
+    }
+    cursor = scan.walk_end;
+  }
+  // Without that call: clean ones by the pagemap, then written ones, a part of
+  // the range at a time.
+  constexpr uint64_t kPartBytes = uint64_t{16} << 20;
+  while (cursor < range.end && runs.size() < most) {
+    const ByteRange part = {cursor, std::min(range.end, cursor + kPartBytes)};
+    const size_t first = runs.size();
+    for (const PageKind kind : {PageKind::kClean, PageKind::kWritten}) {
+      const bool is_read =
+          for_each_run(part, kind, [&](const ByteRange& run, bool) {
+            runs.push_back(
+                {run, kind == PageKind::kWritten, /*is_huge=*/false});
+          });
+      if (!is_read) {
+        return range.begin;
+      }
+    }
+    std::sort(
+        runs.begin() + static_cast<std::ptrdiff_t>(first),
+        runs.end(),
+        [](const PageRun& left, const PageRun& right) {
+          return left.range.begin < right.range.begin;
+        });
+    cursor = part.end;
+  }
+  return cursor;
 }
 
 uint64_t Residency::count_resident(std::span<const ByteRange> ranges) noexcept {

@@ -72,6 +72,8 @@ Residency::Residency(ScanMethod method) noexcept : method_(method) {}
 
 Residency::~Residency() = default;
 
+void Residency::close_all() noexcept {}
+
 bool Residency::ensure_open() noexcept {
   return method_ != ScanMethod::kNone;
 }
@@ -98,6 +100,27 @@ DropResult Residency::drop_resident(
 
 DropResult Residency::page_out(std::span<const ByteRange> ranges) noexcept {
   return drop_resident(ranges, OtherWriters::kPossible);
+}
+
+// mincore() tells what the system has cached, not what this process has mapped:
+// nothing to watch.
+uint64_t Residency::list_runs(
+    const ByteRange& range,
+    size_t,
+    std::vector<PageRun>&) {
+  return range.begin;
+}
+
+int Residency::page_out(const PageRun&) noexcept {
+  return ENOTSUP;
+}
+
+uint64_t Residency::mapped_file_bytes() noexcept {
+  return 0;
+}
+
+DropResult Residency::move_out(const ByteRange& range) noexcept {
+  return drop_resident({&range, 1}, OtherWriters::kPossible);
 }
 
 uint64_t Residency::count_resident(std::span<const ByteRange> ranges) noexcept {

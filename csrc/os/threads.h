@@ -12,9 +12,31 @@ namespace ckpt_streamer::os {
 [[nodiscard]] int64_t current_thread_id() noexcept;
 [[nodiscard]] int64_t current_process_id() noexcept;
 
-// A thread that no signal is delivered to: signals are for the user's threads.
+// A thread of ours, that no signal is delivered to: signals are for the user's
+// threads. It runs nothing of the user's, and writes to no tensor but while a
+// TensorWrites lives; ThreadCensus takes it to be at rest otherwise.
 // THROWS: std::system_error when the system has no further thread.
 [[nodiscard]] std::thread start_thread(std::function<void()> body);
+
+// Says that the calling thread, made by start_thread(), may write to tensors as
+// long as this lives. Elsewhere, nothing.
+class TensorWrites {
+ public:
+  TensorWrites() noexcept;
+  ~TensorWrites();
+  TensorWrites(const TensorWrites&) = delete;
+  TensorWrites& operator=(const TensorWrites&) = delete;
+};
+
+// Whether a thread of this process was made by start_thread() and may write to
+// no tensor now. Takes no lock.
+[[nodiscard]] bool is_ours_and_writes_nothing(int64_t thread_id) noexcept;
+
+// Has the calling thread, which works little and at short notice, run as soon
+// as it is due: before others where the user may ask for that (SCHED_RR, as
+// root or by RLIMIT_RTPRIO), else with a short time slice; and wake in time.
+// Refusals are ignored. macOS: nothing.
+void be_prompt() noexcept;
 
 // Looks at the process's threads again and again, cheaply. Not thread-safe.
 //
@@ -31,7 +53,8 @@ class ThreadCensus {
   ThreadCensus& operator=(const ThreadCensus&) = delete;
 
   // True if nothing but the caller can run until the caller itself does
-  // something about it: every other thread is a worker of the caller's, or
+  // something about it: every other thread is a worker of the caller's, one of
+  // ours that writes to no tensor (start_thread()), or
   // waits without a time limit for a futex that only this process can wake.
   // False if that is not known: a thread runs, sleeps, waits for input or for a
   // lock with a time limit, or there are more than 64 threads.
@@ -42,7 +65,7 @@ class ThreadCensus {
   [[nodiscard]] bool others_at_rest(const FindWorkers& find_workers) noexcept;
 
  private:
-  enum class Activity { kRunning, kWaitsForProcess, kOther, kGone };
+  enum class Activity { kRunning, kWaitsForProcess, kIsOurs, kOther, kGone };
   struct Thread {
     int64_t id;
     int syscall_descriptor;

@@ -10,6 +10,8 @@ int64_t current_thread_id() noexcept {
   return static_cast<int64_t>(id);
 }
 
+void be_prompt() noexcept {}
+
 ThreadCensus::~ThreadCensus() = default;
 
 // Of no use here: madvise() never loses a write.

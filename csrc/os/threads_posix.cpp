@@ -1,11 +1,57 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <utility>
 
 #include "os/threads.h"
 
 namespace ckpt_streamer::os {
+namespace {
+
+// A thread of ours. After a fork, the child's list still names the parent's
+// threads; their numbers may come to be those of others there.
+struct OwnThread {
+  std::atomic<int64_t> thread_id = 0;  // 0: a free place
+  std::atomic<int64_t> process_id = 0;
+  std::atomic<bool> may_write = false;
+};
+
+// Where there is no free place, a thread is not known to be ours.
+std::array<OwnThread, 256> own_threads;
+
+thread_local OwnThread* own_thread = nullptr;
+
+class Registration {
+ public:
+  Registration() noexcept {
+    const int64_t process_id = current_process_id();
+    for (OwnThread& place : own_threads) {
+      int64_t found = place.thread_id;
+      if ((found == 0 || place.process_id != process_id) &&
+          place.thread_id.compare_exchange_strong(found, kTaken)) {
+        place.may_write = false;
+        place.process_id = process_id;
+        place.thread_id = current_thread_id();
+        own_thread = &place;
+        return;
+      }
+    }
+  }
+  ~Registration() {
+    if (own_thread != nullptr) {
+      own_thread->thread_id = 0;
+    }
+  }
+  Registration(const Registration&) = delete;
+  Registration& operator=(const Registration&) = delete;
+
+ private:
+  static constexpr int64_t kTaken = -1;
+};
+
+}  // namespace
 
 int64_t current_process_id() noexcept {
   return ::getpid();
@@ -19,13 +65,38 @@ std::thread start_thread(std::function<void()> body) {
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
   std::thread thread;
   try {
-    thread = std::thread(std::move(body));
+    thread = std::thread([run = std::move(body)] {
+      const Registration registration;
+      run();
+    });
   } catch (...) {
     ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
     throw;
   }
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return thread;
+}
+
+TensorWrites::TensorWrites() noexcept {
+  if (own_thread != nullptr) {
+    own_thread->may_write = true;
+  }
+}
+
+TensorWrites::~TensorWrites() {
+  if (own_thread != nullptr) {
+    own_thread->may_write = false;
+  }
+}
+
+bool is_ours_and_writes_nothing(int64_t thread_id) noexcept {
+  const int64_t process_id = current_process_id();
+  for (const OwnThread& place : own_threads) {
+    if (place.thread_id == thread_id) {
+      return place.process_id == process_id && !place.may_write;
+    }
+  }
+  return false;
 }
 
 }  // namespace ckpt_streamer::os

@@ -151,7 +151,8 @@ WindowStreamer::WindowStreamer(
       other_threads_(std::move(other_threads)),
       owned_mappings_(keep_file_backed(spans_, scan_method)),
       residency_(scan_method),
-      live_(rules_) {
+      live_(rules_),
+      watcher_(scan_method) {
   os::advise_huge_pages(
       owned_mappings_,
       rules_.pins_edges() ? os::HugePages::kAvoid : os::HugePages::kPrefer);
@@ -175,10 +176,15 @@ uint64_t WindowStreamer::unmapped_bytes() const {
 }
 
 void WindowStreamer::disown(const ByteRange& range) {
+  const bool is_watched = watcher_.is_watching();
+  watcher_.stop();
   std::erase_if(owned_mappings_, [&](const ByteRange& mapping) {
     return !intersect(mapping, range).empty();
   });
   find_all_extents();
+  if (is_watched) {
+    watcher_.watch(all_extents_, rules_.memory_limit_bytes);
+  }
 }
 
 void WindowStreamer::find_all_extents() {
@@ -202,6 +208,7 @@ void WindowStreamer::append_owned(
 os::DropResult WindowStreamer::drop(
     std::span<const ByteRange> ranges,
     os::OtherWriters other_writers) noexcept {
+  const Watcher::Pause pause(watcher_);
   if (other_writers == os::OtherWriters::kNone && other_threads_.run_at_once) {
     try {
       return drop_at_once(ranges);
@@ -406,8 +413,32 @@ void WindowStreamer::admit_part(size_t index, const ByteRange& part) {
     drop_live(span);
   }
   live_.add(span);
+  watch_if_over_limit();
   if (rules_.pins_edges()) {
     pin_edges(round_outward(span, rules_.block_bytes));
+  }
+}
+
+void WindowStreamer::watch_if_over_limit() {
+  if (!is_over_limit()) {
+    return;
+  }
+  if (rules_.pins_edges()) {
+    // Whole blocks of what exceeds the limit are cheap to give back if they are
+    // mapped as one.
+    for (const ByteRange& extent : live_.extents()) {
+      const ByteRange blocks = {
+          round_up(extent.begin, os::fault_extent_bytes()),
+          round_down(extent.end, os::fault_extent_bytes())};
+      if (extent.size_bytes() > rules_.memory_limit_bytes) {
+        std::vector<ByteRange> owned;
+        append_owned(blocks, owned);
+        os::advise_huge_pages(owned, os::HugePages::kPrefer);
+      }
+    }
+  }
+  if (!watcher_.is_watching()) {
+    watcher_.watch(all_extents_, rules_.memory_limit_bytes);
   }
 }
 
@@ -483,6 +514,7 @@ void WindowStreamer::release() {
 }
 
 void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
+  watcher_.stop();
   read_ahead_.stop();
   figures_.prefetched_bytes = read_ahead_.prefetched_bytes();
   figures_.undropped_bytes = 0;  // all of it is looked at again
@@ -501,6 +533,19 @@ uint64_t WindowStreamer::resident_bytes() noexcept {
   }
   figures_.prefetched_bytes = read_ahead_.prefetched_bytes();
   return bytes + held_bytes_;
+}
+
+StreamFigures WindowStreamer::figures() const noexcept {
+  StreamFigures figures = figures_;
+  const WatchFigures watched = watcher_.figures();
+  figures.evicted_bytes += watched.evicted_bytes;
+  figures.peak_watched_bytes = watched.peak_resident_bytes;
+  figures.peak_resident_bytes =
+      std::max(figures.peak_resident_bytes, watched.peak_resident_bytes);
+  if (figures.drop_error == 0) {
+    figures.drop_error = watched.drop_error;
+  }
+  return figures;
 }
 
 uint64_t WindowStreamer::written_bytes() noexcept {

@@ -17,6 +17,9 @@
 //       (What a thread may see that writes meanwhile: os::OtherWriters.)
 //   I5  release() is idempotent; the destructor releases too, and never throws.
 //
+//   I6  From watch_if_over_limit() on until release(), a Watcher drops what is
+//       read of any span, behind the reader.
+//
 // REQUIRES: the memory of the spans stays mapped while this lives (its owner
 // holds the storages). Not thread-safe.
 #pragma once
@@ -32,6 +35,7 @@
 #include "os/residency.h"
 #include "plan/window.h"
 #include "stream/read_ahead.h"
+#include "stream/watcher.h"
 
 namespace ckpt_streamer::stream {
 
@@ -44,6 +48,8 @@ struct StreamFigures {
   // The most clean resident bytes seen at once, and held bytes with them; seen
   // whenever pages are dropped and whenever they are counted.
   uint64_t peak_resident_bytes = 0;
+  // The most clean resident bytes that the watcher saw at once.
+  uint64_t peak_watched_bytes = 0;
   // Clean resident bytes that the last drop found and could not drop.
   uint64_t undropped_bytes = 0;
   // Why: an errno, 0 if none.
@@ -109,6 +115,11 @@ class WindowStreamer {
   // REQUIRES: window < window_ends().size().
   void enter(size_t window);
 
+  // If what is live exceeds the limit, has what is resident given back from now
+  // on while the user reads it. For a window that is not read in pieces;
+  // admit() sees to it by itself.
+  void watch_if_over_limit();
+
   // Whether admit() would keep all that is live.
   // REQUIRES: index < the number of spans.
   [[nodiscard]] bool has_room_for(size_t index) const;
@@ -138,9 +149,9 @@ class WindowStreamer {
   }
 
   // Drops all clean pages of all spans, also those that came back since the
-  // last release, and ends reading ahead. What is live has to be entered or
-  // admitted again before it is touched, or the limit holds to within two fault
-  // blocks only.
+  // last release, and ends reading ahead and watching. What is live has to be
+  // entered or admitted again before it is touched, or the limit holds to
+  // within two fault blocks only.
   void release();
 
   // Bytes that the first `count` spans cover, shared ones once; those outside
@@ -167,9 +178,7 @@ class WindowStreamer {
   [[nodiscard]] uint64_t resident_bytes() noexcept;
   [[nodiscard]] uint64_t written_bytes() noexcept;
 
-  [[nodiscard]] const StreamFigures& figures() const noexcept {
-    return figures_;
-  }
+  [[nodiscard]] StreamFigures figures() const noexcept;
 
   // Checks I1 and I3 against the state; for tests.
   [[nodiscard]] bool invariants_hold() const;
@@ -215,7 +224,9 @@ class WindowStreamer {
   uint64_t held_bytes_ = 0;
   uint64_t peak_held_bytes_ = 0;  // since pages were last dropped
   ReadAhead read_ahead_;
-  StreamFigures figures_;
+  StreamFigures figures_;  // but for what the watcher did
+  // Asking it for its figures may find that a fork left it behind.
+  mutable Watcher watcher_;
 };
 
 }  // namespace ckpt_streamer::stream

@@ -140,6 +140,41 @@ TEST(a_thread_that_wakes_by_itself_is_not_at_rest) {
   ::close(ends[1]);
 }
 
+TEST(a_thread_of_ours_is_at_rest_unless_it_writes) {
+  std::atomic<bool> is_over = false;
+  std::atomic<bool> writes = false;
+  std::atomic<bool> may_write = false;
+  std::thread thread = start_thread([&] {
+    while (!is_over) {
+      if (may_write) {
+        const TensorWrites tensor_writes;
+        writes = true;
+        while (may_write) {
+        }
+        writes = false;
+      }
+    }
+  });
+  ThreadCensus census;
+  EXPECT(comes_to_rest(census));
+  may_write = true;
+  while (!writes) {
+  }
+  EXPECT(!is_ever_at_rest(census));
+  may_write = false;
+  EXPECT(comes_to_rest(census));
+  const pid_t child = ::fork();
+  if (child == 0) {
+    // That thread is the parent's: none of this process is ours.
+    ::_exit(is_ours_and_writes_nothing(current_thread_id()) ? 1 : 0);
+  }
+  int status = -1;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  is_over = true;
+  thread.join();
+}
+
 TEST(threads_that_come_and_go_are_noticed) {
   ThreadCensus census;
   EXPECT(census.others_at_rest(kNoWorkers));

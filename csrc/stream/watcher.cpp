@@ -1,0 +1,612 @@
+#include "stream/watcher.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <utility>
+
+#include "os/threads.h"
+
+namespace ckpt_streamer::stream {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+using std::chrono::nanoseconds;
+using std::chrono::seconds;
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+
+// What a reader on all processors is taken to read: above what was measured.
+constexpr double kFastestBytesPerMicrosecond = 48'000;
+
+// What reclaim keeps up with where it unmaps pages one by one.
+constexpr double kPagedOutPerMicrosecond = 500;
+
+// A block that is still being read is unmapped in vain: what came in the last
+// time in which that many blocks are read stays, and for this long at least.
+constexpr uint64_t kBlocksInUse = 3;
+constexpr auto kLeastAge = microseconds(150);
+// How long a look may hold up the owner.
+constexpr auto kLongestTurn = microseconds(300);
+// Until then, where nothing changes, the next look is timed for a reader that
+// begins at full speed.
+constexpr auto kRestAfter = seconds(10);
+constexpr auto kRest = milliseconds(5);
+// How long after a write no page is moved away.
+constexpr auto kQuietAfterWrite = seconds(1);
+// A full look that takes no longer is as good as one at where the readers are.
+constexpr auto kCheapLook = microseconds(60);
+constexpr int kMostPartialLooks = 32;
+constexpr int kMostSkippedLooks = 16;
+
+// How far ahead of what is resident a look at where the readers are reaches.
+constexpr uint64_t kReachBytes = 64 * kMiB;
+constexpr uint64_t kPieceBytes = 256 * kMiB;
+constexpr size_t kRunsAtOnce = 4096;
+
+// Blocks not mapped as one that are unmapped at one look.
+constexpr size_t kMostPagedOut = 1;
+constexpr size_t kMostMoved = 16;
+
+// What one fault may map, or the part of it that is watched.
+struct Block {
+  ByteRange range;
+  uint64_t clean_bytes = 0;
+  uint64_t written_bytes = 0;
+  bool is_huge = false;   // all of it, mapped as one
+  uint8_t fruitless = 0;  // how often it was unmapped and stayed
+  Clock::time_point first_seen;
+};
+
+}  // namespace
+
+struct Watcher::State {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::atomic<int> waiting_owners = 0;
+  // Guarded by the mutex.
+  std::vector<ByteRange> ranges;
+  uint64_t limit_bytes = 0;
+  uint64_t generation = 0;  // of the two above
+  bool is_stopped = false;
+  WatchFigures figures;
+};
+
+// The thread's side.
+class Watcher::Lookout {
+ public:
+  Lookout(State& state, os::ScanMethod scan_method)
+      : state_(state),
+        lock_(state.mutex, std::defer_lock),
+        residency_(scan_method) {}
+
+  void run() {
+    lock_.lock();
+    while (!state_.is_stopped) {
+      if (generation_ != state_.generation) {
+        begin_anew();
+      }
+      const bool is_readable = look_and_evict();
+      if (!is_readable) {
+        note_error(residency_.scan_error());
+        return;
+      }
+      state_.changed.wait_for(lock_, time_to_next_look(), [&] {
+        return state_.is_stopped || generation_ != state_.generation;
+      });
+    }
+  }
+
+ private:
+  void begin_anew() {
+    generation_ = state_.generation;
+    blocks_.clear();
+    has_looked_ = false;
+    bytes_per_microsecond_ = kFastestBytesPerMicrosecond;
+    last_activity_ = last_look_ = Clock::now();
+  }
+
+  // False where page tables cannot be read.
+  bool look_and_evict() {
+    const Clock::time_point now = Clock::now();
+    const uint64_t mapped_bytes = residency_.mapped_file_bytes();
+    if (may_skip(now, mapped_bytes)) {
+      return true;
+    }
+    const bool is_partial = may_look_in_part(mapped_bytes);
+    if (!look(is_partial ? where_readers_are() : state_.ranges)) {
+      return false;
+    }
+    if (generation_ != state_.generation) {
+      return true;
+    }
+    if (is_partial) {
+      ++partial_looks_;
+    } else {
+      partial_looks_ = 0;
+      full_look_time_ = Clock::now() - now;
+      mapped_at_full_look_ = mapped_bytes;
+      resident_at_full_look_ = resident_bytes_;
+    }
+    note_what_came(now);
+    evict(now);
+    mapped_after_look_ = residency_.mapped_file_bytes();
+    return true;
+  }
+
+  // Nothing has changed since the last look, as far as that can be told.
+  bool may_skip(Clock::time_point now, uint64_t mapped_bytes) {
+    const uint64_t change = mapped_bytes > mapped_after_look_
+                                ? mapped_bytes - mapped_after_look_
+                                : mapped_after_look_ - mapped_bytes;
+    if (mapped_bytes == 0 || change > kMiB / 16 || is_above_low() ||
+        now - last_activity_ < milliseconds(1) ||
+        ++skipped_looks_ > kMostSkippedLooks) {
+      skipped_looks_ = 0;
+      return false;
+    }
+    return true;
+  }
+
+  bool may_look_in_part(uint64_t mapped_bytes) const {
+    if (!has_looked_ || full_look_time_ < kCheapLook || mapped_bytes == 0 ||
+        partial_looks_ >= kMostPartialLooks) {
+      return false;
+    }
+    // What was mapped since, and is not where it was looked for.
+    const uint64_t elsewhere_limit = std::max(kMiB, state_.limit_bytes / 16);
+    return mapped_bytes + resident_at_full_look_ <=
+           mapped_at_full_look_ + resident_bytes_ + elsewhere_limit +
+               kReachBytes / 8;
+  }
+
+  std::vector<ByteRange> where_readers_are() const {
+    std::vector<ByteRange> near;
+    for (const Block& block : blocks_) {
+      if (block.clean_bytes == 0 && block.written_bytes == 0) {
+        continue;
+      }
+      const uint64_t begin =
+          block.range.begin - std::min(block.range.begin, 4 * kMiB);
+      const uint64_t end = block.range.end + kReachBytes;
+      if (!near.empty() && begin <= near.back().end) {
+        near.back().end = end;
+      } else {
+        near.push_back({begin, end});
+      }
+    }
+    std::vector<ByteRange> result;
+    auto range = state_.ranges.begin();
+    for (const ByteRange& part : near) {
+      while (range != state_.ranges.end() && range->end <= part.begin) {
+        ++range;
+      }
+      for (auto it = range; it != state_.ranges.end() && it->begin < part.end;
+           ++it) {
+        result.push_back(intersect(part, *it));
+      }
+    }
+    return result;
+  }
+
+  // Finds the blocks with resident pages in the ranges; of those known, what is
+  // not in the ranges stays as it was. False where page tables cannot be read.
+  bool look(const std::vector<ByteRange>& ranges) {
+    seen_.clear();
+    const Clock::time_point begun = Clock::now();
+    Clock::time_point turn_begun = begun;
+    for (const ByteRange& range : ranges) {
+      for (uint64_t at = range.begin; at < range.end;) {
+        runs_.clear();
+        const uint64_t end = residency_.list_runs(
+            {at, std::min(range.end, at + kPieceBytes)},
+            kRunsAtOnce,
+            runs_);
+        if (end == at) {
+          return false;
+        }
+        for (const os::PageRun& run : runs_) {
+          add_to_blocks(run, range, begun);
+        }
+        at = end;
+        if (state_.waiting_owners > 0 &&
+            Clock::now() - turn_begun > kLongestTurn) {
+          const uint64_t generation = generation_;
+          let_owner_go_first();
+          if (generation != state_.generation || state_.is_stopped) {
+            return true;
+          }
+          turn_begun = Clock::now();
+        }
+      }
+    }
+    last_look_begun_ = begun;
+    take_over_what_is_known(ranges);
+    has_looked_ = true;
+    return true;
+  }
+
+  void let_owner_go_first() {
+    lock_.unlock();
+    while (state_.waiting_owners > 0) {
+      std::this_thread::sleep_for(microseconds(20));
+    }
+    lock_.lock();
+  }
+
+  void add_to_blocks(
+      const os::PageRun& run,
+      const ByteRange& range,
+      Clock::time_point now) {
+    const uint64_t block_bytes = os::fault_extent_bytes();
+    for (uint64_t at = run.range.begin; at < run.range.end;) {
+      const ByteRange block = round_outward({at, at + 1}, block_bytes);
+      const ByteRange part = intersect(block, run.range);
+      at = part.end;
+      const ByteRange watched = intersect(block, range);
+      if (seen_.empty() || seen_.back().range != watched) {
+        seen_.push_back({.range = watched, .first_seen = now});
+      }
+      Block& found = seen_.back();
+      if (run.is_written) {
+        found.written_bytes += part.size_bytes();
+        found.is_huge = false;
+      } else {
+        found.clean_bytes += part.size_bytes();
+        found.is_huge = run.is_huge && part == block && watched == block;
+      }
+    }
+  }
+
+  void take_over_what_is_known(const std::vector<ByteRange>& ranges) {
+    came_bytes_ = 0;
+    std::vector<Block> merged;
+    merged.reserve(seen_.size() + 16);
+    auto known = blocks_.begin();
+    auto range = ranges.begin();
+    const auto was_looked_at = [&](const Block& block) {
+      while (range != ranges.end() && range->end <= block.range.begin) {
+        ++range;
+      }
+      return range != ranges.end() && range->begin < block.range.end;
+    };
+    for (Block& block : seen_) {
+      for (; known != blocks_.end() && known->range.begin < block.range.begin;
+           ++known) {
+        if (!was_looked_at(*known)) {
+          merged.push_back(*known);
+        }
+      }
+      uint64_t known_clean_bytes = 0;
+      uint64_t known_written_bytes = 0;
+      if (known != blocks_.end() && known->range == block.range) {
+        known_clean_bytes = known->clean_bytes;
+        known_written_bytes = known->written_bytes;
+        block.fruitless = known->fruitless;
+        if (known_clean_bytes > 0) {
+          block.first_seen = known->first_seen;
+        }
+        ++known;
+      }
+      came_bytes_ +=
+          block.clean_bytes - std::min(block.clean_bytes, known_clean_bytes);
+      if (block.written_bytes > known_written_bytes && has_looked_) {
+        last_write_ = last_look_begun_;
+        was_written_to_ = true;
+      }
+      merged.push_back(block);
+    }
+    for (; known != blocks_.end(); ++known) {
+      if (!was_looked_at(*known)) {
+        merged.push_back(*known);
+      }
+    }
+    std::swap(blocks_, merged);
+    resident_bytes_ = 0;
+    for (const Block& block : blocks_) {
+      resident_bytes_ += block.clean_bytes;
+    }
+    state_.figures.peak_resident_bytes =
+        std::max(state_.figures.peak_resident_bytes, resident_bytes_);
+  }
+
+  void note_what_came(Clock::time_point now) {
+    // A mean over some milliseconds: a fault brings a whole block at once.
+    constexpr double kSpanMicroseconds = 2000;
+    const double elapsed =
+        std::chrono::duration<double, std::micro>(now - last_look_).count();
+    last_look_ = now;
+    bytes_per_microsecond_ = std::min(
+        bytes_per_microsecond_ * std::exp(-elapsed / kSpanMicroseconds) +
+            static_cast<double>(came_bytes_) / kSpanMicroseconds,
+        kFastestBytesPerMicrosecond);
+    if (came_bytes_ > 0) {
+      last_activity_ = now;
+    }
+  }
+
+  // What may stay resident. A slow reader leaves time to come back later.
+  uint64_t low_bytes() const {
+    const uint64_t limit_bytes = state_.limit_bytes;
+    const uint64_t least = std::clamp(limit_bytes / 8, 2 * kMiB, 16 * kMiB);
+    const auto comes_in_8_ms =
+        static_cast<uint64_t>(bytes_per_microsecond_ * 8000);
+    return std::clamp(
+        limit_bytes - std::min(limit_bytes, comes_in_8_ms),
+        std::min(least, limit_bytes / 2),
+        limit_bytes / 2);
+  }
+
+  Clock::duration least_age() const {
+    const uint64_t bytes_in_use = std::min(
+        kBlocksInUse * os::fault_extent_bytes(),
+        state_.limit_bytes / 4);
+    const double in_use_for = static_cast<double>(bytes_in_use) /
+                              std::max(bytes_per_microsecond_, 1.0);
+    return std::max(kLeastAge, microseconds(static_cast<int64_t>(in_use_for)));
+  }
+
+  bool is_above_low() const {
+    return resident_bytes_ > low_bytes();
+  }
+
+  // Most of the limit is resident.
+  bool is_urgent() const {
+    return resident_bytes_ > state_.limit_bytes / 4 * 3;
+  }
+
+  bool may_move(Clock::time_point now) const {
+    return !was_written_to_ || now - last_write_ > kQuietAfterWrite;
+  }
+
+  void evict(Clock::time_point now) {
+    if (!is_above_low()) {
+      return;
+    }
+    const bool is_urgent_now = is_urgent();
+    const uint64_t target_bytes = low_bytes() / 2;
+    oldest_first_.clear();
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      if (blocks_[i].clean_bytes > 0) {
+        oldest_first_.push_back(i);
+      }
+    }
+    std::stable_sort(
+        oldest_first_.begin(),
+        oldest_first_.end(),
+        [&](size_t left, size_t right) {
+          return blocks_[left].first_seen < blocks_[right].first_seen;
+        });
+    huge_.clear();
+    odd_.clear();
+    const Clock::duration least_age_now = least_age();
+    uint64_t remaining_bytes = resident_bytes_;
+    for (const size_t index : oldest_first_) {
+      const Block& block = blocks_[index];
+      const bool is_young = last_look_begun_ - block.first_seen < least_age_now;
+      if (remaining_bytes <= target_bytes ||
+          (is_young &&
+           (!is_urgent_now || resident_bytes_ <= state_.limit_bytes))) {
+        break;
+      }
+      remaining_bytes -= block.clean_bytes;
+      (block.is_huge && block.fruitless < 2 ? huge_ : odd_).push_back(index);
+    }
+    page_out_huge_blocks();
+    const bool is_pressing =
+        is_urgent_now || bytes_per_microsecond_ > kPagedOutPerMicrosecond;
+    size_t paged_out = 0;
+    size_t moved = 0;
+    for (const size_t index : odd_) {
+      if (state_.waiting_owners > 0) {
+        return;
+      }
+      Block& block = blocks_[index];
+      if (is_pressing && block.written_bytes == 0 && may_move(now)) {
+        if (moved++ < kMostMoved) {
+          move_out(block);
+        }
+      } else if (paged_out < kMostPagedOut && block.fruitless < 8) {
+        ++paged_out;
+        page_out(block);
+      }
+    }
+  }
+
+  void page_out_huge_blocks() {
+    std::sort(huge_.begin(), huge_.end());
+    for (size_t i = 0; i < huge_.size();) {
+      ByteRange run = blocks_[huge_[i]].range;
+      size_t end = i + 1;
+      while (end < huge_.size() && blocks_[huge_[end]].range.begin == run.end &&
+             run.size_bytes() < 16 * kMiB) {
+        run.end = blocks_[huge_[end]].range.end;
+        ++end;
+      }
+      note_error(
+          residency_.page_out({run, /*is_written=*/false, /*is_huge=*/true}));
+      for (; i < end; ++i) {
+        note_remaining(blocks_[huge_[i]]);
+      }
+    }
+  }
+
+  void page_out(Block& block) {
+    const ByteRange range = block.range;
+    if (block.written_bytes > 0) {
+      note_error(residency_.page_out({&range, 1}).error_number);
+    } else {
+      runs_.clear();
+      residency_.list_runs(range, kRunsAtOnce, runs_);
+      for (const os::PageRun& run : runs_) {
+        if (!run.is_written) {
+          note_error(residency_.page_out(run));
+        }
+      }
+    }
+    note_remaining(block);
+  }
+
+  void move_out(Block& block) {
+    const os::TensorWrites writes;
+    note_error(residency_.move_out(block.range).error_number);
+    note_remaining(block);
+  }
+
+  void note_remaining(Block& block) {
+    const ByteRange range = block.range;
+    const uint64_t remaining_bytes = residency_.count_resident({&range, 1});
+    const uint64_t evicted_bytes =
+        block.clean_bytes - std::min(block.clean_bytes, remaining_bytes);
+    state_.figures.evicted_bytes += evicted_bytes;
+    resident_bytes_ += remaining_bytes;
+    resident_bytes_ -= block.clean_bytes;
+    block.clean_bytes = remaining_bytes;
+    if (remaining_bytes == 0) {
+      block.fruitless = 0;
+    } else {
+      block.fruitless =
+          static_cast<uint8_t>(std::min(block.fruitless + 1, 200));
+    }
+  }
+
+  void note_error(int error_number) {
+    if (state_.figures.drop_error == 0) {
+      state_.figures.drop_error = error_number;
+    }
+  }
+
+  nanoseconds time_to_next_look() const {
+    const uint64_t limit_bytes = state_.limit_bytes;
+    const uint64_t room_bytes =
+        limit_bytes - std::min(limit_bytes, resident_bytes_);
+    const nanoseconds until_full(
+        static_cast<int64_t>(
+            static_cast<double>(room_bytes) / kFastestBytesPerMicrosecond *
+            1000));
+    const auto idle_time = last_look_ - last_activity_;
+    if (idle_time > kRestAfter) {
+      return std::max<nanoseconds>(until_full / 2, kRest);
+    }
+    return std::max<nanoseconds>(
+        idle_time < milliseconds(1) ? until_full / 4 : until_full / 2,
+        microseconds(20));
+  }
+
+  State& state_;
+  std::unique_lock<std::mutex> lock_;
+  os::Residency residency_;
+  uint64_t generation_ = 0;
+  // Of the last looks, ascending.
+  std::vector<Block> blocks_;
+  uint64_t resident_bytes_ = 0;  // of them
+  uint64_t came_bytes_ = 0;      // from one look to the next
+  double bytes_per_microsecond_ = 0;
+  bool has_looked_ = false;
+  bool was_written_to_ = false;  // ever
+  Clock::time_point last_look_begun_;
+  Clock::time_point last_look_;
+  Clock::time_point last_activity_;
+  Clock::time_point last_write_;
+  Clock::duration full_look_time_{};
+  uint64_t mapped_at_full_look_ = 0;
+  uint64_t resident_at_full_look_ = 0;
+  uint64_t mapped_after_look_ = 0;
+  int partial_looks_ = 0;
+  int skipped_looks_ = 0;
+  // Kept for their memory.
+  std::vector<os::PageRun> runs_;
+  std::vector<Block> seen_;
+  std::vector<size_t> oldest_first_;
+  std::vector<size_t> huge_;
+  std::vector<size_t> odd_;
+};
+
+Watcher::Watcher(os::ScanMethod scan_method)
+    : scan_method_(scan_method), state_(std::make_unique<State>()) {}
+
+Watcher::~Watcher() {
+  stop();
+}
+
+Watcher::Pause::Pause(Watcher& watcher) noexcept {
+  watcher.forget_the_parents();
+  if (!watcher.thread_.joinable()) {
+    return;
+  }
+  State& state = *watcher.state_;
+  ++state.waiting_owners;
+  lock_ = std::unique_lock(state.mutex);
+  --state.waiting_owners;
+}
+
+void Watcher::watch(
+    std::vector<ByteRange> ranges,
+    uint64_t limit_bytes) noexcept {
+  forget_the_parents();
+  State& state = *state_;
+  {
+    const Pause pause(*this);
+    std::swap(state.ranges, ranges);
+    state.limit_bytes = limit_bytes;
+    ++state.generation;
+  }
+  if (thread_.joinable()) {
+    state.changed.notify_one();
+    return;
+  }
+  try {
+    thread_ = os::start_thread([&state, method = scan_method_] {
+      os::be_prompt();
+      try {
+        Lookout(state, method).run();
+      } catch (...) {  // no memory: no longer watched
+      }
+    });
+    owner_process_ = os::current_process_id();
+  } catch (...) {
+  }
+}
+
+void Watcher::stop() noexcept {
+  forget_the_parents();
+  if (!thread_.joinable()) {
+    return;
+  }
+  {
+    const Pause pause(*this);
+    state_->is_stopped = true;
+  }
+  state_->changed.notify_one();
+  thread_.join();
+  state_->is_stopped = false;
+}
+
+bool Watcher::is_watching() noexcept {
+  forget_the_parents();
+  return thread_.joinable();
+}
+
+WatchFigures Watcher::figures() noexcept {
+  const Pause pause(*this);
+  return state_->figures;
+}
+
+// The thread stayed with the parent, and may have held the lock when the child
+// was made: what they shared is left behind.
+void Watcher::forget_the_parents() noexcept {
+  if (!thread_.joinable() || owner_process_ == os::current_process_id()) {
+    return;
+  }
+  thread_.detach();
+  auto fresh = std::make_unique<State>();
+  fresh->figures = state_->figures;
+  (void)state_.release();
+  state_ = std::move(fresh);
+}
+
+}  // namespace ckpt_streamer::stream

@@ -1,0 +1,83 @@
+// Gives pages back behind readers that we do not control: the user's own code,
+// walking a tensor larger than the limit or tensors of earlier windows.
+//
+// A thread of its own looks at the page tables, sleeps for as long as a fast
+// reader needs for a part of what is left of the limit, and unmaps what was
+// read first as soon as more is resident than a share of the limit; the rest is
+// slack for waking late. What it unmaps is read again from the page cache when
+// touched: slow, never wrong.
+//
+// No write is lost: blocks mapped as huge pages are unmapped by the kernel's
+// reclaim alone (os/page_out.h), and so are others where the reader is slow.
+// Reclaim takes milliseconds for 2 MiB that the page cache holds in small
+// pieces, and passes over what is mapped twice: behind a fast reader, and when
+// more than three quarters of the limit are resident, such pages are moved away
+// instead (os::OtherWriters says what remains there), unless pages of the
+// watched ranges were written to within the last second.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "base/byte_range.h"
+#include "os/residency.h"
+
+namespace ckpt_streamer::stream {
+
+struct WatchFigures {
+  uint64_t evicted_bytes = 0;
+  // The most clean resident bytes seen at a look.
+  uint64_t peak_resident_bytes = 0;
+  // Why pages could not be unmapped: the first errno, 0 if none.
+  int drop_error = 0;
+};
+
+// Not thread-safe. In a child that was forked meanwhile, it begins anew with
+// the next call.
+class Watcher {
+ public:
+  explicit Watcher(os::ScanMethod scan_method);
+  ~Watcher();
+  Watcher(const Watcher&) = delete;
+  Watcher& operator=(const Watcher&) = delete;
+
+  // While it lives, nothing is looked at or unmapped. Waits for what is being
+  // done: some hundred microseconds at most.
+  class Pause {
+   public:
+    explicit Pause(Watcher& watcher) noexcept;
+
+   private:
+    std::unique_lock<std::mutex> lock_;
+  };
+
+  // Watches the ranges from now on, ascending and disjoint, in private file
+  // mappings, until stop(); replaces those watched before. Where there is no
+  // further thread, nothing is watched.
+  // REQUIRES: no Pause lives. They stay mapped until they are replaced.
+  void watch(std::vector<ByteRange> ranges, uint64_t limit_bytes) noexcept;
+
+  // Ends the thread. Idempotent.
+  void stop() noexcept;
+
+  [[nodiscard]] bool is_watching() noexcept;
+
+  // Since construction.
+  [[nodiscard]] WatchFigures figures() noexcept;
+
+ private:
+  struct State;  // what the thread and its owner share
+  class Lookout;
+
+  void forget_the_parents() noexcept;
+
+  os::ScanMethod scan_method_;
+  std::unique_ptr<State> state_;
+  std::thread thread_;
+  int64_t owner_process_ = 0;
+};
+
+}  // namespace ckpt_streamer::stream

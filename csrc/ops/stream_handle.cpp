@@ -57,9 +57,13 @@ bool StreamHandle::has_next() {
   if (position_ < streamer_.span_count()) {
     return true;
   }
-  release_locked();
-  // What was written to the file during the last window.
-  with_torch_errors([&] { source_->check_unchanged(); });
+  if (!has_ended_) {
+    release_locked();
+    streamer_.watch_kept();
+    has_ended_ = true;
+    // What was written to the file during the last window.
+    with_torch_errors([&] { source_->check_unchanged(); });
+  }
   return false;
 }
 
@@ -143,6 +147,7 @@ at::Tensor StreamHandle::look_up(
       read_part(checked_streamer(), position, whole, part, conversion);
   streamer_.note_held(source_->copied_bytes());
   was_released_ = true;  // what was live may have gone
+  has_ended_ = false;
   warn_if_not_held();
   return result;
 }
@@ -173,6 +178,7 @@ void StreamHandle::reset() {
   const std::lock_guard lock(mutex_);
   release_locked();
   conversion_.forget();
+  has_ended_ = false;
   position_ = 0;
   window_ = 0;
 }

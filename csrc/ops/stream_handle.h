@@ -36,7 +36,8 @@ class StreamHandle final : public torch::CustomClassHolder {
   ~StreamHandle() override;
 
   // Whether next() has another tensor. Once it has none, the pages of the last
-  // window go back. THROWS: then, c10::ValueError as next().
+  // window go back; what is read of tensors that are kept stays within the limit
+  // until release(). THROWS: then, c10::ValueError as next().
   bool has_next();
 
   // The next (name, tensor), in the order of the stream. Names are keys joined
@@ -114,6 +115,7 @@ class StreamHandle final : public torch::CustomClassHolder {
   size_t position_ = 0;
   size_t window_ = 0;          // the next one to enter
   bool was_released_ = false;  // since the last one was entered
+  bool has_ended_ = false;     // and what it had was given back
   // Whether the one entered last holds a tensor larger than the limit, to be
   // converted in pieces.
   bool reads_in_pieces_ = false;

@@ -23,6 +23,7 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 // What a reader on all processors is taken to read: above what was measured.
 constexpr double kFastestBytesPerMicrosecond = 48'000;
 
+constexpr uint64_t kKeptBytesPerMicrosecond = 16'000;
 // What reclaim keeps up with where it unmaps pages one by one.
 constexpr double kPagedOutPerMicrosecond = 500;
 
@@ -38,6 +39,8 @@ constexpr auto kRestAfter = seconds(10);
 constexpr auto kRest = milliseconds(5);
 // How long after a write no page is moved away.
 constexpr auto kQuietAfterWrite = seconds(1);
+// How long after tensors of earlier windows were read their pages are evicted.
+constexpr auto kQuietAfterReading = seconds(1);
 // A full look that takes no longer is as good as one at where the readers are.
 constexpr auto kCheapLook = microseconds(60);
 constexpr int kMostPartialLooks = 32;
@@ -72,6 +75,11 @@ struct Watcher::State {
   std::vector<ByteRange> ranges;
   uint64_t limit_bytes = 0;
   uint64_t generation = 0;  // of the two above
+  std::vector<ByteRange> live;
+  uint64_t mapped_before_live = 0;
+  uint64_t live_generation = 0;  // of the two above
+  // Whether the rest is expected not to be read.
+  bool is_rest_quiet = false;
   bool is_stopped = false;
   WatchFigures figures;
 };
@@ -106,6 +114,8 @@ class Watcher::Lookout {
     generation_ = state_.generation;
     blocks_.clear();
     has_looked_ = false;
+    live_generation_ = 0;
+    evicts_until_ = {};
     bytes_per_microsecond_ = kFastestBytesPerMicrosecond;
     last_activity_ = last_look_ = Clock::now();
   }
@@ -114,7 +124,7 @@ class Watcher::Lookout {
   bool look_and_evict() {
     const Clock::time_point now = Clock::now();
     const uint64_t mapped_bytes = residency_.mapped_file_bytes();
-    if (may_skip(now, mapped_bytes)) {
+    if (is_dormant(now, mapped_bytes) || may_skip(now, mapped_bytes)) {
       return true;
     }
     const bool is_partial = may_look_in_part(mapped_bytes);
@@ -133,8 +143,60 @@ class Watcher::Lookout {
       resident_at_full_look_ = resident_bytes_;
     }
     note_what_came(now);
-    evict(now);
+    if (!is_rest_quiet(now)) {
+      evict(now);
+    }
     mapped_after_look_ = residency_.mapped_file_bytes();
+    return true;
+  }
+
+  // Whether what the process has mapped is still what the live window accounts
+  // for, as far as that can be told without looking.
+  bool is_dormant(Clock::time_point now, uint64_t mapped_bytes) {
+    if (!state_.is_rest_quiet || mapped_bytes == 0) {
+      return false;
+    }
+    if (live_generation_ != state_.live_generation) {
+      live_generation_ = state_.live_generation;
+      mapped_before_live_ = state_.mapped_before_live;
+      // Where pages are mapped one by one a look is dear; tensors that fit the
+      // limit never exceed it.
+      const uint64_t limit_bytes = state_.limit_bytes;
+      wakes_at_bytes_ = state_.live.empty() ? limit_bytes / 2
+                        : limit_bytes < 32 * kMiB
+                            ? limit_bytes + kMiB / 2
+                            : limit_bytes - std::min(8 * kMiB, limit_bytes / 8);
+    }
+    dormant_bytes_ = mapped_bytes - std::min(mapped_bytes, mapped_before_live_);
+    return now >= evicts_until_ && dormant_bytes_ < wakes_at_bytes_;
+  }
+
+  // After a look: whether nothing but the live window is resident.
+  bool is_rest_quiet(Clock::time_point now) {
+    if (!state_.is_rest_quiet) {
+      return false;
+    }
+    uint64_t other_bytes = 0;
+    auto live = state_.live.begin();
+    for (const Block& block : blocks_) {
+      while (live != state_.live.end() && live->end <= block.range.begin) {
+        ++live;
+      }
+      if (live == state_.live.end() || block.range.end <= live->begin) {
+        other_bytes += block.clean_bytes;
+      }
+    }
+    // A few blocks: what was mapped from before.
+    if (other_bytes > state_.limit_bytes / 16) {
+      evicts_until_ = now + kQuietAfterReading;
+    }
+    if (now < evicts_until_) {
+      return false;
+    }
+    mapped_before_live_ =
+        mapped_at_full_look_ - std::min(mapped_at_full_look_, resident_bytes_);
+    wakes_at_bytes_ = state_.limit_bytes + kMiB / 2;
+    dormant_bytes_ = resident_bytes_;
     return true;
   }
 
@@ -482,6 +544,17 @@ class Watcher::Lookout {
 
   nanoseconds time_to_next_look() const {
     const uint64_t limit_bytes = state_.limit_bytes;
+    const bool is_dormant =
+        state_.is_rest_quiet && Clock::now() >= evicts_until_;
+    if (is_dormant) {
+      // Tensors of earlier windows come one after the other, by the user's
+      // code: slower.
+      const uint64_t room = limit_bytes - std::min(limit_bytes, dormant_bytes_);
+      return std::clamp<nanoseconds>(
+          nanoseconds(room * 1000 / 2 / kKeptBytesPerMicrosecond),
+          microseconds(250),
+          kRest);
+    }
     const uint64_t room_bytes =
         limit_bytes - std::min(limit_bytes, resident_bytes_);
     const nanoseconds until_full(
@@ -507,6 +580,11 @@ class Watcher::Lookout {
   uint64_t came_bytes_ = 0;      // from one look to the next
   double bytes_per_microsecond_ = 0;
   bool has_looked_ = false;
+  uint64_t live_generation_ = 0;
+  uint64_t mapped_before_live_ = 0;
+  uint64_t dormant_bytes_ = 0;   // on top of that
+  uint64_t wakes_at_bytes_ = 0;  // as many of them
+  Clock::time_point evicts_until_{};
   bool was_written_to_ = false;  // ever
   Clock::time_point last_look_begun_;
   Clock::time_point last_look_;
@@ -572,6 +650,21 @@ void Watcher::watch(
   }
 }
 
+void Watcher::set_live(
+    std::vector<ByteRange> live,
+    uint64_t mapped_bytes) noexcept {
+  const Pause pause(*this);
+  state_->mapped_before_live = mapped_bytes;
+  std::swap(state_->live, live);
+  state_->is_rest_quiet = true;
+  ++state_->live_generation;
+}
+
+void Watcher::nothing_is_live() noexcept {
+  const Pause pause(*this);
+  state_->is_rest_quiet = false;
+}
+
 void Watcher::stop() noexcept {
   forget_the_parents();
   if (!thread_.joinable()) {
@@ -580,6 +673,7 @@ void Watcher::stop() noexcept {
   {
     const Pause pause(*this);
     state_->is_stopped = true;
+    state_->is_rest_quiet = false;
   }
   state_->changed.notify_one();
   thread_.join();

@@ -1,6 +1,10 @@
 // Gives pages back behind readers that we do not control: the user's own code,
 // walking a tensor larger than the limit or tensors of earlier windows.
 //
+// Of what was read before, it only counts all file pages of the process, until
+// they are more than the window that is live can account for; then, and where a
+// tensor exceeds the limit, it evicts what is read of any tensor.
+//
 // A thread of its own looks at the page tables, sleeps for as long as a fast
 // reader needs for a part of what is left of the limit, and unmaps what was
 // read first as soon as more is resident than a share of the limit; the rest is
@@ -59,6 +63,14 @@ class Watcher {
   // further thread, nothing is watched.
   // REQUIRES: no Pause lives. They stay mapped until they are replaced.
   void watch(std::vector<ByteRange> ranges, uint64_t limit_bytes) noexcept;
+
+  // Says which of the ranges may be resident, ascending and disjoint, whole
+  // fault blocks: all together no more than the limit. Of the others, what was
+  // read before may be read again. Until nothing_is_live(). `mapped_bytes`:
+  // what os::Residency says the process had mapped before any of it was.
+  // REQUIRES: is_watching(), no Pause lives.
+  void set_live(std::vector<ByteRange> live, uint64_t mapped_bytes) noexcept;
+  void nothing_is_live() noexcept;
 
   // Ends the thread. Idempotent.
   void stop() noexcept;

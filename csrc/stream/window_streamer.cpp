@@ -413,14 +413,36 @@ void WindowStreamer::admit_part(size_t index, const ByteRange& part) {
     drop_live(span);
   }
   live_.add(span);
-  watch_if_over_limit();
+  if (is_over_limit()) {
+    watch_if_over_limit();
+  }
   if (rules_.pins_edges()) {
     pin_edges(round_outward(span, rules_.block_bytes));
   }
 }
 
+void WindowStreamer::watch_kept() {
+  if (!watcher_.is_watching()) {
+    if (figures_.windows_entered < 2 ||
+        all_extents_bytes_ <= rules_.memory_limit_bytes) {
+      return;
+    }
+    watcher_.watch(all_extents_, rules_.memory_limit_bytes);
+  }
+  tell_what_is_live();
+}
+
+void WindowStreamer::tell_what_is_live() {
+  std::vector<ByteRange> live;
+  for (const ByteRange& extent : in_fault_blocks(live_.extents())) {
+    append_owned(extent, live);
+  }
+  watcher_.set_live(std::move(live), residency_.mapped_file_bytes());
+}
+
 void WindowStreamer::watch_if_over_limit() {
   if (!is_over_limit()) {
+    watch_kept();
     return;
   }
   if (rules_.pins_edges()) {
@@ -440,12 +462,16 @@ void WindowStreamer::watch_if_over_limit() {
   if (!watcher_.is_watching()) {
     watcher_.watch(all_extents_, rules_.memory_limit_bytes);
   }
+  watcher_.nothing_is_live();
 }
 
 void WindowStreamer::enter_piece(const ByteRange& piece) {
   begin_if_idle();
   drop_live(piece);
   live_.add(piece);
+  if (watcher_.is_watching()) {
+    tell_what_is_live();
+  }
   std::vector<ByteRange> behind;
   for (const ByteRange& extent : all_extents_) {
     behind.push_back(

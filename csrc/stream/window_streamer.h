@@ -18,7 +18,8 @@
 //   I5  release() is idempotent; the destructor releases too, and never throws.
 //
 //   I6  From watch_if_over_limit() on until release(), a Watcher drops what is
-//       read of any span, behind the reader.
+//       read of any span, behind the reader. From the second window on, it does
+//       so when it notices that spans of others than the live one are read.
 //
 // REQUIRES: the memory of the spans stays mapped while this lives (its owner
 // holds the storages). Not thread-safe.
@@ -120,6 +121,10 @@ class WindowStreamer {
   // admit() sees to it by itself.
   void watch_if_over_limit();
 
+  // After a release, while the user may hold tensors and read them again: has
+  // that noticed and given back, as if a window without tensors were live.
+  void watch_kept();
+
   // Whether admit() would keep all that is live.
   // REQUIRES: index < the number of spans.
   [[nodiscard]] bool has_room_for(size_t index) const;
@@ -188,6 +193,8 @@ class WindowStreamer {
   // Drops all that is live except the pages of `next`.
   void drop_live(const ByteRange& next);
   void begin_if_idle();
+  // REQUIRES: the watcher is watching.
+  void tell_what_is_live();
   // Keeps faults at both edges of a live extent from mapping what is outside.
   void pin_edges(const ByteRange& extent);
   os::DropResult drop(

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -90,6 +91,62 @@ TEST(a_tensor_above_the_limit_is_measured_and_told) {
   streamer.release();
   EXPECT_EQ(streamer.figures().peak_resident_bytes, 16 * kMiB);
   EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+}
+
+bool comes_to_hold(const TestMapping& mapping, uint64_t limit_bytes) {
+  for (int i = 0; i < 10000; ++i) {
+    if (mapping.resident().clean_bytes <= limit_bytes) {
+      return true;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  return false;
+}
+
+TEST(what_is_read_again_of_earlier_windows_is_given_back) {
+  const TemporaryFile file(kFileSize);
+  for (const uint64_t limit : {4 * kMiB, 8 * kMiB, 32 * kMiB}) {
+    const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+    const std::vector<ByteRange> spans = cut(mapping.range(), 0, kMiB / 2);
+    WindowStreamer streamer(spans, limit);
+    for (size_t window = 0; window < streamer.window_ends().size(); ++window) {
+      streamer.enter(window);
+      streamer.watch_if_over_limit();
+    }
+    for (int pass = 0; pass < 3; ++pass) {
+      mapping.touch();
+      EXPECT(comes_to_hold(mapping, limit));
+    }
+    streamer.release();
+    streamer.watch_kept();
+    mapping.touch();
+    EXPECT(comes_to_hold(mapping, limit));
+    streamer.release();
+    EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+    mapping.touch();
+    EXPECT_EQ(mapping.resident().clean_bytes, kFileSize);
+  }
+}
+
+TEST(a_window_that_is_read_is_left_alone) {
+  const TemporaryFile file(kFileSize);
+  for (const uint64_t limit : {8 * kMiB, 32 * kMiB}) {
+    const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+    const std::vector<ByteRange> spans = cut(mapping.range(), 0, 2 * kMiB);
+    WindowStreamer streamer(spans, limit);
+    size_t index = 0;
+    for (size_t window = 0; window < streamer.window_ends().size(); ++window) {
+      streamer.enter(window);
+      streamer.watch_if_over_limit();
+      uint64_t bytes = 0;
+      for (; index < streamer.window_ends()[window]; ++index) {
+        touch(spans[index]);
+        bytes += spans[index].size_bytes();
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      EXPECT_EQ(mapping.resident().clean_bytes, bytes);
+    }
+  }
 }
 
 TEST(pieces_of_a_tensor_above_the_limit_hold_it) {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from ckpt_streamer import stream
 
 LIMITS_MIB = (16, 64, 256)
 ALL = os.cpu_count() or 1
+KEPT = 10_000
 
 
 def read_all(path: Path, limit_mib: int) -> None:
@@ -47,6 +49,31 @@ def read_again(path: Path, limit_mib: int) -> None:
     for _, _, tensor in stream(load(path), limit_mib):
         for _ in range(4):
             tensor.sum()
+
+
+def keep_and_read_again(path: Path, limit_mib: int) -> None:
+    """All tensors are kept, and read again at random while the stream is open."""
+    kept = []
+    with stream(load(path), limit_mib) as items:
+        for _, _, tensor in items:
+            tensor.sum()
+            kept.append(tensor)
+            if len(kept) == KEPT:
+                random.Random(0).shuffle(kept)
+                for again in kept:
+                    again.sum()
+
+
+def keep_of_op_and_read_again(path: Path, limit_mib: int) -> None:
+    """The same after the end of a handle that is still there."""
+    handle = torch.ops.ckpt_streamer.open(str(path), limit_mib * MIB)
+    kept = []
+    while handle.has_next():
+        kept.append(handle.next()[1])
+    random.Random(0).shuffle(kept)
+    for again in kept:
+        again.sum()
+    handle.release()
 
 
 def write_everywhere(path: Path, limit_mib: int) -> None:
@@ -71,6 +98,11 @@ def write_everywhere(path: Path, limit_mib: int) -> None:
 
 def one_tensor(mib: int) -> Path:
     return tensors_checkpoint(1, mib * MIB // 4)
+
+
+def kept_checkpoint(limit_mib: int) -> Path:
+    """10,000 tensors of 16 limits together."""
+    return tensors_checkpoint(KEPT, 16 * limit_mib * MIB // 4 // KEPT)
 
 
 def tied_checkpoint(mib: int) -> Path:
@@ -125,6 +157,8 @@ CASES = {
     **watched("16 limits", lambda mib: one_tensor(16 * mib), read_all),
     **watched("16 limits, 4 times", lambda mib: one_tensor(16 * mib), read_again),
     **watched("tied, strided", lambda mib: tied_checkpoint(4 * mib), read_all),
+    "kept and read again": Case(kept_checkpoint, keep_and_read_again),
+    "kept and read again, op": Case(kept_checkpoint, keep_of_op_and_read_again),
     "written to, 3 threads": Case(
         lambda mib: one_tensor(4 * mib), write_everywhere, True, 3
     ),

@@ -1,4 +1,5 @@
-"""Tensors larger than the limit, while the user's own code reads them.
+"""Tensors that the user's own code reads although they are larger than the limit, or
+were passed before.
 
 How soon the watcher comes depends on how loaded the machine is: what is asserted
 here holds on any; the figures themselves are in bench/limits.py.
@@ -129,6 +130,34 @@ def test_nothing_is_watched_without_a_tensor_above_the_limit(
     for _ in big_of(big_tensor, 16):
         assert thread_count() == before + 1
     assert thread_count() == before
+
+
+@pytest.mark.parametrize("way", ["stream", "op"])
+@pytest.mark.parametrize("limit_mb", [4, 8, 32])
+def test_kept_tensors_that_are_read_again(
+    large_checkpoint: Path, limit_mb: int, way: str
+) -> None:
+    state_dict = load_mapped(large_checkpoint)
+    kept = list(state_dict.values())
+    if way == "stream":
+        items = stream(state_dict, limit_mb)
+        for _ in range(len(kept)):
+            next(items)
+        release = items.release
+    else:
+        handle = torch.ops.ckpt_streamer.stream(state_dict, limit_mb * MIB)
+        while handle.has_next():
+            handle.next()
+        release = handle.release
+    for _ in range(3):
+        for i, tensor in enumerate(kept):
+            assert (tensor == i).all()
+        assert comes_to_hold(large_checkpoint, limit_mb * MIB)
+    release()
+    assert resident_of(large_checkpoint).clean_bytes == 0
+    for tensor in kept:
+        tensor.sum()
+    assert resident_of(large_checkpoint).clean_bytes >= 64 * MIB
 
 
 def test_converting_in_pieces_needs_no_watcher(big_tensor: Path) -> None:

@@ -61,9 +61,9 @@ bool StreamHandle::has_next() {
     release_locked();
     streamer_.watch_kept();
     has_ended_ = true;
-    // What was written to the file during the last window.
-    with_torch_errors([&] { source_->check_unchanged(); });
   }
+  // What was written to the file during the last window.
+  with_torch_errors([&] { source_->check_unchanged(); });
   return false;
 }
 

@@ -37,6 +37,7 @@ constexpr auto kLongestTurn = microseconds(300);
 // begins at full speed.
 constexpr auto kRestAfter = seconds(10);
 constexpr auto kRest = milliseconds(5);
+constexpr nanoseconds kShortestSleep = microseconds(20);
 // How long after a write no page is moved away.
 constexpr auto kQuietAfterWrite = seconds(1);
 // How long after tensors of earlier windows were read their pages are evicted.
@@ -143,9 +144,13 @@ class Watcher::Lookout {
       resident_at_full_look_ = resident_bytes_;
     }
     note_what_came(now);
+    const uint64_t evicted_before = state_.figures.evicted_bytes;
     if (!is_rest_quiet(now)) {
       evict(now);
     }
+    const bool is_news =
+        came_bytes_ > 0 || state_.figures.evicted_bytes > evicted_before;
+    looks_in_vain_ = is_news ? 0 : looks_in_vain_ + 1;
     mapped_after_look_ = residency_.mapped_file_bytes();
     return true;
   }
@@ -565,9 +570,15 @@ class Watcher::Lookout {
     if (idle_time > kRestAfter) {
       return std::max<nanoseconds>(until_full / 2, kRest);
     }
-    return std::max<nanoseconds>(
-        idle_time < milliseconds(1) ? until_full / 4 : until_full / 2,
-        microseconds(20));
+    const nanoseconds in_time =
+        idle_time < milliseconds(1) ? until_full / 4 : until_full / 2;
+    // What cannot be evicted is not worth a processor.
+    const nanoseconds least = std::min<nanoseconds>(
+        kShortestSleep * (1 << std::min(looks_in_vain_, 8)),
+        kRest);
+    return std::max(
+        in_time,
+        resident_bytes_ > low_bytes() ? least : kShortestSleep);
   }
 
   State& state_;
@@ -596,6 +607,7 @@ class Watcher::Lookout {
   uint64_t mapped_after_look_ = 0;
   int partial_looks_ = 0;
   int skipped_looks_ = 0;
+  int looks_in_vain_ = 0;
   // Kept for their memory.
   std::vector<os::PageRun> runs_;
   std::vector<Block> seen_;

@@ -36,8 +36,8 @@ class StreamHandle final : public torch::CustomClassHolder {
   ~StreamHandle() override;
 
   // Whether next() has another tensor. Once it has none, the pages of the last
-  // window go back; what is read of tensors that are kept stays within the limit
-  // until release(). THROWS: then, c10::ValueError as next().
+  // window go back; what is read of tensors that are kept stays within the
+  // limit until release(). THROWS: then, c10::ValueError as next().
   bool has_next();
 
   // The next (name, tensor), in the order of the stream. Names are keys joined

@@ -152,6 +152,12 @@ LINK_FLAGS = {
 LIBRARY = "ckpt_streamer.lib.libckpt_streamer"
 DEBUG = os.environ.get("DEBUG") == "1"
 
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    raise SystemExit(
+        "ckpt_streamer does not support free-threaded builds of Python, of which this "
+        f"is one ({sys.prefix}). Use the ordinary build of the same version."
+    )
+
 if sys.platform == "win32":
     raise SystemExit("ckpt_streamer needs a POSIX system (Linux, macOS or WSL).")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
@@ -83,14 +82,6 @@ class NamedState(FileState):
         """Add the figures to those that have ended, at the end."""
         super().__init__(slots, memory_limit_bytes, dtype)
         self._ended = ended
-
-    def lots(self, window: int, begin: int, end: int) -> Iterator[Iterator[Any]]:
-        try:
-            yield from super().lots(window, begin, end)
-        except GeneratorExit:  # the stream was dropped
-            if not sys.is_finalizing():
-                self.close()
-            raise
 
     def close(self) -> None:
         if not self.is_closed:

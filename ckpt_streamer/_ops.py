@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -89,6 +90,12 @@ def library_path() -> str:
 
 
 def _load_library() -> None:
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        raise ImportError(
+            "ckpt_streamer does not support free-threaded builds of Python: its "
+            "iterators rely on the global interpreter lock; use the ordinary build of "
+            "the same version"
+        )
     # torch's C++ interface changes with each minor release; another one's
     # library may crash instead of failing to load.
     note = Path(library_path()).with_name("compiled_for_torch.txt")

@@ -185,7 +185,9 @@ class Stream(TensorStream[StreamItem]):
     that were kept stay valid: their bytes are read from the file again when
     touched, and count against no limit once the stream is closed.
 
-    Not thread-safe. It cannot be pickled or copied.
+    For one thread at a time: where two ask for a tensor at once, a RuntimeError
+    comes to one of them at least. :meth:`release`, :meth:`close` and :meth:`stats`
+    may come from any. It cannot be pickled or copied.
     """
 
     _MADE_BY = "stream()"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import chain, repeat, starmap
 from operator import length_hint
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
 
@@ -52,10 +54,15 @@ class State(ABC):
     def yielded_count(self) -> int:
         return self._lot_end - length_hint(self._rest)
 
+    @property
+    def is_in_mid_lot(self) -> bool:
+        return not self.was_released and length_hint(self._rest) > 0
+
     def enter(self, window: int) -> None:
         """Make a window live."""
-        self.handle.enter(window)
+        # In this order: another thread may release meanwhile.
         self.was_released = False
+        self.handle.enter(window)
 
     @abstractmethod
     def lots(self, window: int, begin: int, end: int) -> Iterator[Iterator[Any]]:
@@ -130,7 +137,22 @@ class State(ABC):
 
 
 def windows(state: State) -> Iterator[Iterator[Any]]:
-    """Yield the items of one lot after the other, evicting in between."""
+    """Yield the items of one lot after the other, evicting in between.
+
+    Whatever ends it gives back all pages, also Ctrl-C.
+    """
+    try:
+        yield from _lots_of_windows(state)
+    except Exception:
+        if not state.is_closed:
+            raise
+        # Another thread has closed the stream meanwhile: this is its end.
+    finally:
+        if not sys.is_finalizing():
+            state.close()
+
+
+def _lots_of_windows(state: State) -> Iterator[Iterator[Any]]:
     begin = 0
     for window, end in enumerate(state.window_ends):
         if state.is_closed:
@@ -142,10 +164,42 @@ def windows(state: State) -> Iterator[Iterator[Any]]:
                 state.enter(window)  # after a release in mid-lot
                 yield rest
         begin = end
-    try:
-        state.check_unchanged()
-    finally:
-        state.close()
+    state.check_unchanged()
+
+
+class _OneAtATime(Iterator[Iterator[Any]]):
+    """Goes through windows for one thread at a time.
+
+    itertools.chain lets go of what is left of a window when another thread that
+    had asked as well is given the next one: an error, for one of them at least.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._windows = windows(state)
+        self._lock = Lock()
+        self._is_shared = False
+
+    def __next__(self) -> Iterator[Any]:
+        if not self._lock.acquire(blocking=False):
+            self._is_shared = True
+            raise RuntimeError(_SHARED)
+        try:
+            self._is_shared = self._is_shared or self._state.is_in_mid_lot
+            if self._is_shared:
+                raise RuntimeError(_SHARED)
+            items = next(self._windows)
+        finally:
+            self._lock.release()
+        if self._is_shared:
+            raise RuntimeError(_SHARED)
+        return items
+
+
+_SHARED = (
+    "two threads ask a stream for a tensor at once, expected one at a time: a stream "
+    "for each thread, or torch.ops.ckpt_streamer.open, whose next() any may call"
+)
 
 
 ItemT = TypeVar("ItemT")
@@ -162,7 +216,7 @@ class TensorStream(chain[ItemT], Generic[ItemT]):
     @classmethod
     def of(cls, state: State) -> Self:
         """Make the stream of a state."""
-        result = cls.from_iterable(windows(state))
+        result = cls.from_iterable(_OneAtATime(state))
         assert isinstance(result, cls)
         result._state = state
         return result

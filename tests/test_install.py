@@ -65,6 +65,34 @@ def test_without_torch_the_build_says_what_to_do(tmp_path: Path) -> None:
     ) in done.stderr
 
 
+FREE_THREADED = "import sysconfig; sysconfig.get_config_vars()['Py_GIL_DISABLED'] = 1; "
+
+
+def test_free_threaded_python_is_refused() -> None:
+    for code, text in (
+        (
+            "import ckpt_streamer",
+            "ImportError: ckpt_streamer does not support free-threaded builds of "
+            "Python: its iterators rely on the global interpreter lock; use the "
+            "ordinary build of the same version",
+        ),
+        (
+            "import runpy; runpy.run_path('setup.py')",
+            "ckpt_streamer does not support free-threaded builds of Python, of which "
+            f"this is one ({sys.prefix}). Use the ordinary build of the same version.",
+        ),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", FREE_THREADED + code],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == text
+
+
 def link_setuptools(folder: Path) -> Path:
     folder.mkdir()
     packages = Path(next(p for p in sys.path if Path(p, "setuptools").is_dir()))

@@ -1,9 +1,12 @@
 // torch.classes.ckpt_streamer.StreamHandle: a stream of named tensors under a
 // memory limit, for eager Python, TorchScript and C++ alike.
 //
-// All methods may be called from several threads; each call is atomic. A tensor
-// outlives its handle: its bytes stay what they are, read from the file again
-// when touched, and then count against no limit.
+// All methods may be called from several threads; each call is atomic, and each
+// tensor is given to one of them. A window that one enters gives back the pages
+// of what others still read: they come back beside the limit. In a forked
+// child, unless another thread was inside a call, the handle goes on where it
+// was. A tensor outlives its handle: its bytes stay what they are, read from
+// the file again when touched, and then count against no limit.
 //
 // Every method THROWS torch's errors only (see errors.h).
 #pragma once

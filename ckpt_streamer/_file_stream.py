@@ -82,10 +82,12 @@ class NamedState(FileState):
         """Add the figures to those that have ended, at the end."""
         super().__init__(slots, memory_limit_bytes, dtype)
         self._ended = ended
+        self._is_counted = False
 
     def close(self) -> None:
-        if not self.is_closed:
-            super().close()
+        super().close()
+        if not self._is_counted:
+            self._is_counted = True
             self._ended.add(self.stats())
 
     def _beside(self, begin: int, end: int) -> tuple[list[Any]]:

@@ -163,11 +163,10 @@ class _MemoryState(State):
         yield self.put_out(end, tensors, containers, keys)
 
     def close(self) -> None:
-        if not self.is_closed:
-            super().close()
-            self._slots.tensors.clear()
-            self._slots.containers.clear()
-            self._slots.keys.clear()
+        super().close()
+        self._slots.tensors.clear()
+        self._slots.containers.clear()
+        self._slots.keys.clear()
 
 
 class Stream(TensorStream[StreamItem]):

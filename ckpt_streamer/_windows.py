@@ -42,6 +42,8 @@ class State(ABC):
         self.tensor_count = tensor_count
         self.window_ends: list[int] = handle.window_ends().tolist()
         self.is_closed = False
+        self._final_count: int | None = None
+        self._is_ended = False
         self.was_released = False  # since the last window was entered
         # Of the lot that is out: where it ends, its lists, and what of it is
         # still to come.
@@ -126,14 +128,18 @@ class State(ABC):
         )
 
     def close(self) -> None:
-        if not self.is_closed:
-            self.is_closed = True
-            yielded_count = self.yielded_count
-            self.handle.close(yielded_count)
-            # The iterators over these lists end here, also in mid-window.
-            for each in self._lists:
-                each.clear()
-            self._lot_end, self._rest = yielded_count, iter(())
+        if self._is_ended:
+            return
+        # Ctrl-C may end this anywhere; the next call goes on from there.
+        self.is_closed = True
+        if self._final_count is None:
+            self._final_count = self.yielded_count
+        self.handle.close(self._final_count)
+        # The iterators over these lists end here, also in mid-window.
+        for each in self._lists:
+            each.clear()
+        self._lot_end, self._rest = self._final_count, iter(())
+        self._is_ended = True
 
 
 def windows(state: State) -> Iterator[Iterator[Any]]:

@@ -56,6 +56,14 @@ constexpr size_t kRunsAtOnce = 4096;
 constexpr size_t kMostPagedOut = 1;
 constexpr size_t kMostMoved = 16;
 
+uint64_t total_bytes(const std::vector<ByteRange>& ranges) {
+  uint64_t total = 0;
+  for (const ByteRange& range : ranges) {
+    total += range.size_bytes();
+  }
+  return total;
+}
+
 // What one fault may map, or the part of it that is watched.
 struct Block {
   ByteRange range;
@@ -101,7 +109,8 @@ class Watcher::Lookout {
       }
       const bool is_readable = look_and_evict();
       if (!is_readable) {
-        note_error(residency_.scan_error());
+        state_.figures.drop_error = residency_.scan_error();
+        state_.figures.undropped_bytes = total_bytes(state_.ranges);
         return;
       }
       state_.changed.wait_for(lock_, time_to_next_look(), [&] {
@@ -146,7 +155,13 @@ class Watcher::Lookout {
     note_what_came(now);
     const uint64_t evicted_before = state_.figures.evicted_bytes;
     if (!is_rest_quiet(now)) {
+      error_number_ = 0;
       evict(now);
+      // An error is none where the pages went all the same, or had no need to.
+      if (error_number_ != 0 && resident_bytes_ > state_.limit_bytes) {
+        state_.figures.drop_error = error_number_;
+        state_.figures.undropped_bytes = resident_bytes_;
+      }
     }
     const bool is_news =
         came_bytes_ > 0 || state_.figures.evicted_bytes > evicted_before;
@@ -542,9 +557,7 @@ class Watcher::Lookout {
   }
 
   void note_error(int error_number) {
-    if (state_.figures.drop_error == 0) {
-      state_.figures.drop_error = error_number;
-    }
+    error_number_ = error_number_ == 0 ? error_number : error_number_;
   }
 
   nanoseconds time_to_next_look() const {
@@ -608,6 +621,7 @@ class Watcher::Lookout {
   int partial_looks_ = 0;
   int skipped_looks_ = 0;
   int looks_in_vain_ = 0;
+  int error_number_ = 0;  // of what was tried at a look
   // Kept for their memory.
   std::vector<os::PageRun> runs_;
   std::vector<Block> seen_;

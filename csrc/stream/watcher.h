@@ -35,7 +35,9 @@ struct WatchFigures {
   uint64_t evicted_bytes = 0;
   // The most clean resident bytes seen at a look.
   uint64_t peak_resident_bytes = 0;
-  // Why pages could not be unmapped: the first errno, 0 if none.
+  // When unmapping pages was refused and more than the limit stayed for it, or
+  // page tables could not be read: what stayed then, and the errno; else 0.
+  uint64_t undropped_bytes = 0;
   int drop_error = 0;
 };
 

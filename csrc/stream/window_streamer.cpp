@@ -570,6 +570,8 @@ StreamFigures WindowStreamer::figures() const noexcept {
       std::max(figures.peak_resident_bytes, watched.peak_resident_bytes);
   if (figures.drop_error == 0) {
     figures.drop_error = watched.drop_error;
+    figures.undropped_bytes =
+        std::max(figures.undropped_bytes, watched.undropped_bytes);
   }
   return figures;
 }

@@ -23,7 +23,6 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 // What a reader on all processors is taken to read: above what was measured.
 constexpr double kFastestBytesPerMicrosecond = 48'000;
 
-constexpr uint64_t kKeptBytesPerMicrosecond = 16'000;
 // What reclaim keeps up with where it unmaps pages one by one.
 constexpr double kPagedOutPerMicrosecond = 500;
 
@@ -54,7 +53,7 @@ constexpr size_t kRunsAtOnce = 4096;
 
 // Blocks not mapped as one that are unmapped at one look.
 constexpr size_t kMostPagedOut = 1;
-constexpr size_t kMostMoved = 16;
+constexpr size_t kMostMoved = 64;
 
 uint64_t total_bytes(const std::vector<ByteRange>& ranges) {
   uint64_t total = 0;
@@ -565,11 +564,12 @@ class Watcher::Lookout {
     const bool is_dormant =
         state_.is_rest_quiet && Clock::now() >= evicts_until_;
     if (is_dormant) {
-      // Tensors of earlier windows come one after the other, by the user's
-      // code: slower.
       const uint64_t room = limit_bytes - std::min(limit_bytes, dormant_bytes_);
       return std::clamp<nanoseconds>(
-          nanoseconds(room * 1000 / 2 / kKeptBytesPerMicrosecond),
+          nanoseconds(
+              static_cast<int64_t>(
+                  static_cast<double>(room) / kFastestBytesPerMicrosecond *
+                  500)),
           microseconds(250),
           kRest);
     }

@@ -1,8 +1,9 @@
 """Stream a checkpoint of more than 1 GiB through 128 MiB, beside the plain way.
 
-Four processes, one after the other: convert every tensor to bfloat16 and load a
-bfloat16 model, each in PyTorch's way and in ckpt_streamer's. Their memory is
-sampled from outside. Exits with 1 if a bounded way exceeded the limit.
+Five processes, one after the other: convert every tensor to bfloat16 and load a
+bfloat16 model, each in PyTorch's way and in ckpt_streamer's, and write a bfloat16
+file. Their memory is sampled from outside. Exits with 1 if a bounded way exceeded
+the limit.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sampler import Marks, Recording, record
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ckpt_streamer import apply_state_dict, stream
+from ckpt_streamer import apply_state_dict, convert, stream
 
 LIMIT_MIB = 128
 
@@ -76,12 +77,27 @@ def load_model_bounded(path: Path, config: Config) -> None:
         )
 
 
+def convert_file(path: Path, config: Config) -> None:
+    """Write the converted tensors to a file as well."""
+    target = path.with_name(f"{config.name}-bfloat16.safetensors")
+    convert(
+        path,
+        target,
+        torch.bfloat16,
+        tied="once",
+        memory_limit_mb=LIMIT_MIB,
+        progress=config != REHEARSAL,
+    )
+    target.unlink()
+
+
 # Task, label, way, whether it is bounded.
 WAYS: list[tuple[str, str, Way, bool]] = [
     ("convert to bfloat16", "state_dict.items()", convert_plainly, False),
     ("convert to bfloat16", "stream()", convert_bounded, True),
     ("load a bfloat16 model", "load_state_dict()", load_model_plainly, False),
     ("load a bfloat16 model", "apply_state_dict()", load_model_bounded, True),
+    ("write a bfloat16 file", "convert()", convert_file, True),
 ]
 
 

@@ -81,6 +81,7 @@ TORCH_LIBRARY(ckpt_streamer, library) {
                        .def("names", &SlotList::names)
                        .def("keys", &SlotList::keys)
                        .def("containers", &SlotList::containers)
+                       .def("describe", &SlotList::describe)
                        .def("tensors", &SlotList::tensors)
                        .def("converted", &SlotList::converted)
                        .def("matching", &SlotList::matching)

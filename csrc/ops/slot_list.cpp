@@ -91,6 +91,41 @@ at::Tensor SlotList::containers(int64_t begin, int64_t end) const {
   return result;
 }
 
+std::tuple<c10::IValue, at::Tensor, at::Tensor> SlotList::describe(
+    int64_t begin,
+    int64_t end) const {
+  check_range(begin, end);
+  const format::CheckpointIndex& index = checkpoint_->index();
+  constexpr int64_t kColumns = 6;
+  at::Tensor table = at::empty({end - begin, kColumns}, at::kLong);
+  auto* row = table.mutable_data_ptr<int64_t>();
+  TextLot dtypes;
+  std::vector<int64_t> all_sizes;
+  for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+    const uint32_t tensor_index = slot(i).tensor_index;
+    const format::TensorRecord& tensor = index.tensors[tensor_index];
+    const ByteRange range = index.file_range(tensor);
+    const auto sizes = index.sizes(tensor);
+    all_sizes.insert(all_sizes.end(), sizes.begin(), sizes.end());
+    dtypes.add(format::dtype_name(tensor.dtype));
+    for (const int64_t value :
+         {static_cast<int64_t>(tensor.kind),
+          static_cast<int64_t>(tensor.dim_count),
+          tensor.storage_index == format::kNoStorage
+              ? int64_t{-1}
+              : static_cast<int64_t>(tensor.storage_index),
+          static_cast<int64_t>(index.file_index(tensor_index)),
+          static_cast<int64_t>(range.begin),
+          static_cast<int64_t>(range.end)}) {
+      *row++ = value;
+    }
+  }
+  return {
+      std::move(dtypes).take(),
+      std::move(table),
+      at::tensor(all_sizes, at::kLong)};
+}
+
 c10::List<at::Tensor> SlotList::tensors(int64_t begin, int64_t end) const {
   check_range(begin, end);
   c10::List<at::Tensor> result;

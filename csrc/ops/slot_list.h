@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "ops/checkpoint_tensors.h"
@@ -51,6 +52,14 @@ class SlotList final : public torch::CustomClassHolder {
   // int64 [end - begin]: the nodes of the containers that hold them, -1 where
   // none does; int64 [1] if all are in one.
   at::Tensor containers(int64_t begin, int64_t end) const;
+
+  // What they are, without making one: their dtypes as TextLot::take(); int64
+  // [end - begin, 6]: the kind (format::TensorKind), how many dimensions, the
+  // storage (-1 without one), the file, and where in it their bytes begin and
+  // end; int64 [...]: their sizes, one behind the other.
+  std::tuple<c10::IValue, at::Tensor, at::Tensor> describe(
+      int64_t begin,
+      int64_t end) const;
 
   // Views of the files; see CheckpointTensors::tensor(). THROWS: torch's errors
   // (see errors.h).

@@ -1,0 +1,323 @@
+"""What is in a checkpoint, whether it is sound, and how two of them differ."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ckpt_streamer import _ops
+from ckpt_streamer._checkpoint import Checkpoint
+from ckpt_streamer._file_stream import lots_of, names_of
+from ckpt_streamer._tree import MappingNode, OpaqueGlobal, OpaqueObject, SequenceNode
+
+KINDS = (
+    "strided",
+    "quantized",
+    "sparse",
+    "nested",
+    "meta",
+    "array",
+    "uninitialized",
+)
+
+# Elements that are looked at together.
+_PIECE_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a file says of a tensor.
+
+    Attributes:
+        name: Its dotted name.
+        kind: ``"strided"`` for an ordinary one; else one of :data:`KINDS`.
+        dtype: torch's name of it, without the module.
+        shape: Its sizes; none for a nested tensor.
+        size_bytes: Of the file, that its elements span.
+        storage: The number of its storage; -1 without one. Equal numbers are the
+            same memory.
+        file: The number of its file.
+        begin: Where in it its bytes begin.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+    storage: int
+    file: int
+    begin: int
+
+
+def entries_of(checkpoint: Checkpoint) -> Iterator[Entry]:
+    """Describe the tensors, in the order of the stream, without making any."""
+    slots = checkpoint.slots
+    for begin, end in lots_of(len(slots)):
+        dtypes, table, all_sizes = slots.describe(begin, end)
+        sizes = all_sizes.tolist()
+        at = 0
+        rows = zip(
+            names_of(slots, begin, end),
+            _ops.texts(dtypes),
+            table.tolist(),
+            strict=True,
+        )
+        for name, dtype, (kind, dims, storage, file, first, last) in rows:
+            shape = tuple(sizes[at : at + dims])
+            at += dims
+            yield Entry(
+                name, KINDS[kind], dtype, shape, last - first, storage, file, first
+            )
+
+
+def sharing_of(entries: list[Entry]) -> dict[str, str]:
+    """Tell of each tensor that overlaps with an earlier one with which."""
+    shared: dict[str, str] = {}
+    last: dict[int, Entry] = {}
+    order = sorted(
+        (entry for entry in entries if entry.storage >= 0 and entry.size_bytes),
+        key=lambda entry: (entry.storage, entry.begin),
+    )
+    for entry in order:
+        before = last.get(entry.storage)
+        if before is not None and entry.begin < before.begin + before.size_bytes:
+            shared[entry.name] = before.name
+        if (
+            before is None
+            or entry.begin + entry.size_bytes > before.begin + before.size_bytes
+        ):
+            last[entry.storage] = entry
+    return shared
+
+
+def calls_of(checkpoint: Checkpoint) -> Counter[str]:
+    """Count what unpickling would have called or imported, by its name.
+
+    Of torch's own makers of tensors and the plain containers of Python, nothing.
+    """
+    found: Counter[str] = Counter()
+    seen: set[int] = set()
+    left = [checkpoint.root]
+    while left:
+        value = left.pop()
+        if isinstance(value, OpaqueGlobal):
+            found[value.name] += 1
+            continue
+        if isinstance(value, (MappingNode, SequenceNode, OpaqueObject)):
+            if value.node in seen:
+                continue
+            seen.add(value.node)
+        if isinstance(value, OpaqueObject):
+            left += [value.callable, value.args, value.kwargs, value.state]
+            left += [value.items, value.entries]
+        elif isinstance(value, MappingNode):
+            if value.type_name not in {"dict", "collections.OrderedDict"}:
+                found[value.type_name] += 1
+            left += [each for each in value.made_values() if _may_call(each)]
+            left += [key for key in value if isinstance(key, OpaqueGlobal)]
+        elif isinstance(value, SequenceNode):
+            left += [each for each in value if _may_call(each)]
+        elif isinstance(value, (tuple, frozenset)):
+            left += list(value)
+        elif isinstance(value, dict):
+            left += list(value.values())
+    return found
+
+
+def _may_call(value: object) -> bool:
+    return not isinstance(value, (Tensor, str, bytes, int, float, complex))
+
+
+@dataclass
+class Health:
+    """What looking at every number of a checkpoint has found.
+
+    Attributes:
+        tensors: How many there are.
+        elements: Of them all, of floating-point and complex tensors.
+        nan: How many numbers are NaN, by the tensor's name.
+        infinite: How many are infinite, likewise.
+        has_checksums: Whether the file's records have checksums, all of which were
+            right.
+    """
+
+    tensors: int = 0
+    elements: int = 0
+    nan: dict[str, int] = field(default_factory=dict)
+    infinite: dict[str, int] = field(default_factory=dict)
+    has_checksums: bool = False
+
+
+def look_at(checkpoint: Checkpoint, done: Callable[[int], object]) -> Health:
+    """Count NaNs and infinities; ``done`` is told the bytes of each tensor."""
+    health = Health()
+    for name, tensor in checkpoint:
+        health.tensors += 1
+        for values in _number_pieces(tensor):
+            health.elements += values.numel()
+            nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+            if nan:
+                health.nan[name] = health.nan.get(name, 0) + nan
+            if infinite:
+                health.infinite[name] = health.infinite.get(name, 0) + infinite
+        done(bytes_of_tensor(tensor))
+    return health
+
+
+def bytes_of_tensor(tensor: Tensor) -> int:
+    try:
+        return tensor.nbytes
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def _number_pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the numbers of a tensor, some at a time; none of integers."""
+    if tensor.is_nested:
+        for each in tensor.unbind():
+            yield from _number_pieces(each)
+        return
+    if tensor.is_sparse:
+        tensor = tensor._values()
+    elif tensor.layout != torch.strided:
+        tensor = tensor.values()
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
+        return
+    for part in pieces_of(tensor):
+        if part.dtype.itemsize == 1:
+            if part.dtype == torch.float4_e2m1fn_x2:  # which has neither
+                return
+            yield part.to(torch.float32)
+        else:
+            yield part
+
+
+def pieces_of(tensor: Tensor, is_flat: bool | None = None) -> Iterator[Tensor]:
+    """Cut a strided tensor into parts, in row-major order.
+
+    Tensors of one shape are cut alike, if ``is_flat`` is the same: whether they are
+    contiguous, and are to be cut anywhere.
+    """
+    if is_flat is None:
+        is_flat = tensor.is_contiguous()
+    count = tensor.numel()
+    if count <= _PIECE_ELEMENTS:
+        yield tensor
+    elif is_flat:
+        yield from tensor.view(-1).split(_PIECE_ELEMENTS)
+    else:
+        dim = next(i for i, size in enumerate(tensor.shape) if size > 1)
+        rows = max(1, _PIECE_ELEMENTS * tensor.shape[dim] // count)
+        for part in tensor.split(rows, dim):
+            yield from pieces_of(part, False)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How one name differs in two checkpoints.
+
+    Attributes:
+        name: The dotted name.
+        what: ``"only in the first"``, ``"only in the second"``, ``"shape"``,
+            ``"dtype"`` or ``"values"``.
+        text: Both sides, in words.
+    """
+
+    name: str
+    what: str
+    text: str
+
+
+def differences_of(
+    first: Checkpoint, second: Checkpoint, done: Callable[[int], object]
+) -> Iterator[Difference]:
+    """Compare two checkpoints, name by name, bit by bit.
+
+    Tensors of equal shapes and other dtypes have their values compared as well,
+    as float64 numbers.
+    """
+    theirs = {entry.name: entry for entry in entries_of(second)}
+    ours = {entry.name: entry for entry in entries_of(first)}
+    for name, entry in theirs.items():
+        if name not in ours:
+            yield Difference(name, "only in the second", _described(entry))
+    for name, tensor in first:
+        entry, other = ours[name], theirs.get(name)
+        if other is None:
+            yield Difference(name, "only in the first", _described(entry))
+        elif entry.shape != other.shape or entry.kind != other.kind:
+            text = f"{_described(entry)} and {_described(other)}"
+            yield Difference(name, "shape", text)
+        else:
+            if entry.dtype != other.dtype:
+                yield Difference(name, "dtype", f"{entry.dtype} and {other.dtype}")
+            found = _values_differ(tensor, second.tensor(name))
+            if found is not None:
+                yield Difference(name, "values", found)
+        done(bytes_of_tensor(tensor))
+
+
+def _described(entry: Entry) -> str:
+    kind = "" if entry.kind == "strided" else f"{entry.kind} "
+    return f"{kind}{entry.dtype} {list(entry.shape)}"
+
+
+def _values_differ(one: Tensor, other: Tensor) -> str | None:
+    """Say how the values of two tensors of one shape differ, if they do."""
+    if one.layout != torch.strided or one.is_quantized or one.is_nested or one.is_meta:
+        return None if _equal_whole(one, other) else "not equal"
+    count, largest = 0, 0.0
+    is_flat = one.is_contiguous() and other.is_contiguous()
+    with torch.no_grad():
+        pieces = pieces_of(one, is_flat), pieces_of(other, is_flat)
+        for left, right in zip(*pieces, strict=True):
+            if left.dtype == right.dtype and _same_bits(left, right):
+                continue
+            differ, distance = _distance(left, right)
+            count += differ
+            largest = max(largest, distance)
+    if not count:
+        return None
+    return f"{count} of {one.numel()} differ, by {largest:.3g} at most"
+
+
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    ones, others = (
+        each.resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
+        for each in (left, right)
+    )
+    return torch.equal(ones, others)
+
+
+def _distance(left: Tensor, right: Tensor) -> tuple[int, float]:
+    if torch.float4_e2m1fn_x2 in {left.dtype, right.dtype}:
+        ones, others = left.view(torch.uint8), right.view(torch.uint8)
+    elif left.is_complex() or right.is_complex():
+        ones, others = left.to(torch.complex128), right.to(torch.complex128)
+    else:
+        ones, others = left.to(torch.float64), right.to(torch.float64)
+    differ = (ones != others) & ~(ones.isnan() & others.isnan())
+    count = int(differ.sum())
+    if not count:
+        return 0, 0.0
+    distance = (ones[differ] - others[differ]).abs()
+    return count, float(distance.nan_to_num(nan=float("inf")).max())
+
+
+def _equal_whole(one: Any, other: Any) -> bool:
+    if one.is_sparse and other.is_sparse:
+        return torch.equal(one.to_dense(), other.to_dense())
+    if one.is_meta:
+        return bool(other.is_meta)
+    if one.is_quantized:
+        return torch.equal(one.dequantize(), other.dequantize())
+    if one.is_nested:
+        pairs = zip(one.unbind(), other.unbind(), strict=True)
+        return all(torch.equal(left, right) for left, right in pairs)
+    return torch.equal(one.to_dense(), other.to_dense())

@@ -3,6 +3,7 @@
 # make bench  set up, then measure against plain mmap (some minutes, 6 GiB disk)
 # make bench-open   opening and reading files, against torch.load and safetensors
 # make bench-apply  the same for loading into models, against load_state_dict (15 GiB memory)
+# make bench-scripts  loops in C++ and TorchScript, and loading TorchScript archives
 # make bench-cold  the same for a file that is not in the page cache
 # make bench-convert  converting a file, against dd and safetensors' save_file
 # make bench-limits   the most that is resident, of many cases, and what watching costs
@@ -20,7 +21,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/cpp/*.h tests/cpp/*.cpp tests/cpp_consumer/*.cpp \
-  tests/fuzz/*.h tests/fuzz/*.cpp tests/faults/*.cpp ckpt_streamer/include/*/*.h examples/*/*.cpp)
+  tests/fuzz/*.h tests/fuzz/*.cpp tests/faults/*.cpp ckpt_streamer/include/*/*.h examples/*/*.cpp bench/*.cpp)
 PACKAGE_DATA := csrc/api/exports.map $(wildcard ckpt_streamer/share/cmake/*/*.cmake)
 PY_FILES := $(wildcard *.py ckpt_streamer/*.py)
 
@@ -49,8 +50,8 @@ FUZZED_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cp
 FUZZED_OBJECTS := $(FUZZED_SOURCES:%.cpp=.cache/fuzz/%.o)
 REPLAY_OBJECTS := .cache/cpp/tests/fuzz/replay_main.o $(FUZZED_SOURCES:%.cpp=.cache/cpp/%.o)
 
-.PHONY: demo test bench bench-open bench-apply bench-convert bench-cold bench-limits bench-rss build check cpp-tests \
-  check-sanitizers check-faults check-writers check-real fuzz fuzz-replay \
+.PHONY: demo test bench bench-open bench-apply bench-scripts bench-convert bench-cold bench-limits bench-rss build check \
+  cpp-tests check-sanitizers check-faults check-writers check-real fuzz fuzz-replay \
   check-differential format tidy clean
 
 demo: build
@@ -79,6 +80,10 @@ bench-cold: build
 bench-limits: build
 	$(BIN)/python bench/limits.py
 	$(BIN)/python bench/watch.py
+
+bench-scripts: build
+	$(BIN)/python bench/small_tensors.py
+	$(BIN)/python bench/jit_load.py
 
 bench-rss: build
 	$(BIN)/python bench/rss.py

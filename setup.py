@@ -108,6 +108,7 @@ SOURCES = [
     "csrc/ops/default_limit.cpp",
     "csrc/ops/dict_source.cpp",
     "csrc/ops/file_source.cpp",
+    "csrc/ops/jit_load.cpp",
     "csrc/ops/limit_warning.cpp",
     "csrc/ops/live_storages.cpp",
     "csrc/ops/load_into.cpp",
@@ -128,6 +129,7 @@ SOURCES = [
     "csrc/ops/window_handle.cpp",
     "csrc/ops/written_elements.cpp",
     "csrc/ops/writer_handle.cpp",
+    "csrc/api/jit.cpp",
     "csrc/api/load.cpp",
     "csrc/api/stream.cpp",
 ]

@@ -16,9 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from checkpoints import (
-    CACHE,
     legacy_checkpoint,
     safetensors_checkpoint,
     script_checkpoint,
@@ -27,6 +25,7 @@ from checkpoints import (
 )
 from environment import write_result
 from pages import warm
+from programs import compiled
 from ratios import paired_ratio
 
 HERE = Path(__file__).resolve().parent
@@ -114,24 +113,6 @@ def run_worker(**task: Any) -> Any:
         check=True,
     )
     return json.loads(done.stdout)
-
-
-def build_program() -> Path:
-    """Compile the loop in C++, against this torch."""
-    torch_folder = Path(torch.__file__).parent
-    program = CACHE / "open_loop"
-    include, library = torch_folder / "include", torch_folder / "lib"
-    subprocess.run(
-        [
-            *("g++", "-std=c++20", "-O2", str(HERE / "open_loop.cpp")),
-            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-            *(f"-I{include}", f"-I{include}/torch/csrc/api/include"),
-            *(f"-L{library}", f"-Wl,-rpath,{library}", "-Wl,--no-as-needed"),
-            *("-ltorch", "-ltorch_cpu", "-lc10", "-ldl", "-o", str(program)),
-        ],
-        check=True,
-    )
-    return program
 
 
 def measure_times(case: Case, program: Path, threads: int) -> list[dict[str, Any]]:
@@ -222,7 +203,7 @@ def main() -> None:
             *small_tensors(262_144, 1024, options),
             *large_tensors(256, 1024 * 1024, options),
         ]
-    program = build_program()
+    program = compiled("open_loop")
     print("file, way, its median, peer, its median, how many times faster (95%)")
     rows = []
     if options.only in cases[0].title:

@@ -125,7 +125,7 @@ def seconds_of(name: str, way: Callable[[], object]) -> dict[str, float]:
 
 def seconds_of_program(program: str, path: str, limit_mib: int) -> float:
     """Of a pass of the C++ program, which warms up with another."""
-    arguments = [program, ckpt_streamer.library_path(), path, str(limit_mib * MIB), "2"]
+    arguments = [program, path, str(limit_mib * MIB), "2"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 

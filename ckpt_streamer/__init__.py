@@ -4,7 +4,9 @@ from ckpt_streamer._apply import apply_state_dict
 from ckpt_streamer._checkpoint import Checkpoint, open
 from ckpt_streamer._convert import convert
 from ckpt_streamer._cpp import cmake_prefix_path, include_paths, library_paths
-from ckpt_streamer._ops import library_path
+from ckpt_streamer._jit import jit_load
+from ckpt_streamer._op_types import Ops, StreamHandle
+from ckpt_streamer._ops import library_path, ops
 from ckpt_streamer._scripting import add_load_method
 from ckpt_streamer._stats import StreamStats
 from ckpt_streamer._stream import Stream, stream
@@ -17,7 +19,9 @@ __all__ = [
     "OpaqueArray",
     "OpaqueGlobal",
     "OpaqueObject",
+    "Ops",
     "Stream",
+    "StreamHandle",
     "StreamStats",
     "add_load_method",
     "apply_state_dict",
@@ -25,8 +29,10 @@ __all__ = [
     "convert",
     "create",
     "include_paths",
+    "jit_load",
     "library_path",
     "library_paths",
     "open",
+    "ops",
     "stream",
 ]

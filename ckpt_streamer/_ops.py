@@ -9,6 +9,8 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from ckpt_streamer._op_types import Ops
+
 
 class WindowHandle(Protocol):
     """What ``csrc/ops/window_handle.h`` offers."""
@@ -112,7 +114,32 @@ def _load_library() -> None:
     torch.ops.load_library(library_path())
 
 
+def _refuse_tracing() -> None:
+    """A graph would hold what is in the file while it is traced, for ever.
+
+    torch.compile breaks the graph at such a call; torch.export raises the text.
+    """
+
+    def refuse(*_args: Any, **_keywords: Any) -> Any:
+        from torch._subclasses.fake_tensor import (  # noqa: PLC0415  (slow)
+            UnsupportedOperatorException,
+        )
+
+        text: Any = (
+            "ops of ckpt_streamer that read files or make streams are not traced, "
+            "as the graph would hold what the file has now: call them outside of it"
+        )
+        raise UnsupportedOperatorException(text)
+
+    for name in ("open", "open.paths", "stream", "load_into", "load_into.paths"):
+        torch.library.register_fake(f"ckpt_streamer::{name}", refuse)
+
+
 _load_library()
+_refuse_tracing()
+
+# The same object, with its types: `ckpt_streamer.ops.open` completes in editors.
+ops = cast("Ops", torch.ops.ckpt_streamer)
 
 
 def default_memory_limit() -> tuple[int, str]:
@@ -138,6 +165,11 @@ def open_checkpoint(
         paths, is_list, memory_limit_bytes, dtype, verify
     )
     return cast("Checkpoint", opened)
+
+
+def jit_load(path: str, device: torch.device | None, verify: bool) -> Any:
+    """Load a TorchScript archive; the module is not wrapped for Python yet."""
+    return torch.ops.ckpt_streamer._jit_load(path, device, verify)
 
 
 def texts(given: str | list[str]) -> list[str]:

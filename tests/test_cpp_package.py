@@ -45,7 +45,7 @@ def test_all_is_in_the_package() -> None:
     assert folder != ROOT / "ckpt_streamer"
     [headers] = ckpt_streamer.include_paths()
     assert folder in Path(headers).parents
-    for header in ("stream.h", "load.h", "export.h", "torch_version.h"):
+    for header in ("stream.h", "load.h", "jit.h", "export.h", "torch_version.h"):
         assert (Path(headers) / "ckpt_streamer" / header).exists()
     [libraries] = ckpt_streamer.library_paths()
     assert Path(ckpt_streamer.library_path()).parent == Path(libraries)
@@ -147,7 +147,15 @@ def test_only_the_interface_is_exported() -> None:
     assert functions == {
         *(
             f"ckpt_streamer::v1::{name}"
-            for name in ("copy_", "load_into", "open", "state_of", "stream")
+            for name in (
+                "copy_",
+                "jit_load",
+                "load_into",
+                "open",
+                "state_of",
+                "stream",
+                "default_memory_limit_bytes",
+            )
         ),
         *(
             f"ckpt_streamer::v1::Stream::{name}"

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 import ckpt_streamer
-from ckpt_streamer import _checkpoint, _convert, _scripting, _stream, _writer
+from ckpt_streamer import (
+    _checkpoint,
+    _convert,
+    _jit,
+    _scripting,
+    _stream,
+    _writer,
+)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,7 +46,7 @@ def test_python_blocks() -> None:
 
 @pytest.mark.usefixtures("in_folder_with_checkpoint")
 def test_docstring_examples() -> None:
-    for module in (_checkpoint, _convert, _scripting, _stream, _writer):
+    for module in (_checkpoint, _convert, _jit, _scripting, _stream, _writer):
         results = doctest.testmod(module)
         assert results.attempted > 0
         assert results.failed == 0

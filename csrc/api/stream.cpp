@@ -8,6 +8,7 @@
 
 #include "api/op_limit.h"
 #include "ops/copy_under_limit.h"
+#include "ops/default_limit.h"
 #include "ops/stream_handle.h"
 
 namespace ckpt_streamer {
@@ -134,6 +135,10 @@ at::Tensor& copy_(
     const at::Tensor& source,
     uint64_t memory_limit_bytes) {
   return ops::copy_(destination, source, op_limit(memory_limit_bytes));
+}
+
+uint64_t default_memory_limit_bytes() {
+  return static_cast<uint64_t>(ops::default_memory_limit_bytes());
 }
 
 }  // namespace v1

@@ -2,9 +2,13 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
+#include <string>
+#include <utility>
+
 #include "ops/checkpoint_handle.h"
 #include "ops/copy_under_limit.h"
 #include "ops/default_limit.h"
+#include "ops/jit_load.h"
 #include "ops/load_into.h"
 #include "ops/slot_list.h"
 #include "ops/stream_handle.h"
@@ -30,11 +34,19 @@ void refuse_pickling(torch::class_<Handle>& handle_class) {
       });
 }
 
-// Scripted code leaves no call of it out, makes one call of two, or another
-// order of them: each makes a stream of its own, or writes to tensors in a
-// dict.
-c10::FunctionSchema with_side_effects(const char* text) {
-  return torch::schema(text, c10::AliasAnalysisKind::CONSERVATIVE);
+// Defines an op that reads files or makes a stream. For TorchScript it has side
+// effects: no call of it is left out, made one with another, or moved. It is
+// not made of other ops (CompositeExplicitAutograd): under a tracer it is seen
+// itself, and refused (ckpt_streamer/_ops.py).
+template <typename Function>
+void define(torch::Library& library, const char* schema, Function&& function) {
+  const std::string text(schema);
+  library.def(torch::schema(schema, c10::AliasAnalysisKind::CONSERVATIVE));
+  library.impl(
+      text.substr(0, text.find('(')).c_str(),
+      torch::dispatch(
+          c10::DispatchKey::CompositeExplicitAutograd,
+          std::forward<Function>(function)));
 }
 
 }  // namespace
@@ -123,28 +135,28 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   // converted to it on their way (see ops/conversion.h). With verify, records
   // are held against their checksums before a tensor of them is returned. With
   // patterns, only tensors whose names match one are streamed.
-  library.def(
-      with_side_effects(
-          "open(str path, int memory_limit_bytes, *, ScalarType? dtype=None, "
-          "bool verify=False, str[]? select=None) -> "
-          "__torch__.torch.classes.ckpt_streamer.StreamHandle"),
+  define(
+      library,
+      "open(str path, int memory_limit_bytes, *, ScalarType? dtype=None, "
+      "bool verify=False, str[]? select=None) -> "
+      "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open);
 
   // Several files as one stream, in that order.
-  library.def(
-      with_side_effects(
-          "open.paths(str[] paths, int memory_limit_bytes, *, "
-          "ScalarType? dtype=None, bool verify=False, str[]? select=None) -> "
-          "__torch__.torch.classes.ckpt_streamer.StreamHandle"),
+  define(
+      library,
+      "open.paths(str[] paths, int memory_limit_bytes, *, "
+      "ScalarType? dtype=None, bool verify=False, str[]? select=None) -> "
+      "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open_files);
 
   // Tensors in memory; those that are views of a private file mapping are
   // evicted behind the reader.
-  library.def(
-      with_side_effects(
-          "stream(Dict(str, Tensor) tensors, int memory_limit_bytes, *, "
-          "ScalarType? dtype=None) -> "
-          "__torch__.torch.classes.ckpt_streamer.StreamHandle"),
+  define(
+      library,
+      "stream(Dict(str, Tensor) tensors, int memory_limit_bytes, *, "
+      "ScalarType? dtype=None) -> "
+      "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       stream_tensors);
 
   // Tensor.copy_; a source larger than the limit is read in pieces, and evicted
@@ -163,19 +175,20 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   library.def(
       with_side_effects("_default_memory_limit() -> (int, str)"),
       explained_default_memory_limit);
+
   // A file's tensors into tensors that are there already (see ops/load_into.h).
   // Returns the names that the file does not have, and those that only it has.
-  library.def(
-      with_side_effects(
-          "load_into(Dict(str, Tensor) parameters, str path, "
-          "int memory_limit_bytes, *, str? prefix=None, bool strict=False, "
-          "bool verify=False) -> (str[] missing, str[] unexpected)"),
+  define(
+      library,
+      "load_into(Dict(str, Tensor) parameters, str path, "
+      "int memory_limit_bytes, *, str? prefix=None, bool strict=False, "
+      "bool verify=False) -> (str[] missing, str[] unexpected)",
       load_into);
-  library.def(
-      with_side_effects(
-          "load_into.paths(Dict(str, Tensor) parameters, str[] paths, "
-          "int memory_limit_bytes, *, str? prefix=None, bool strict=False, "
-          "bool verify=False) -> (str[] missing, str[] unexpected)"),
+  define(
+      library,
+      "load_into.paths(Dict(str, Tensor) parameters, str[] paths, "
+      "int memory_limit_bytes, *, str? prefix=None, bool strict=False, "
+      "bool verify=False) -> (str[] missing, str[] unexpected)",
       load_files_into);
   // A checkpoint to be written, tensor by tensor, under the names and in the
   // dtypes and shapes of `tensors`, of which nothing is read. The format is
@@ -202,6 +215,15 @@ TORCH_LIBRARY(ckpt_streamer, library) {
           "bool drop_cache) -> "
           "__torch__.torch.classes.ckpt_streamer.CheckpointWriter"),
       create_from_slots);
+
+  define(
+      library,
+      "_jit_load(str path, Device? device, bool verify) -> Any",
+      [](const std::string& path,
+         std::optional<c10::Device> device,
+         bool verify) -> c10::IValue {
+        return jit_load(path, device, verify)._ivalue();
+      });
 
   library.def(
       "_windows(int memory_limit_bytes) -> "

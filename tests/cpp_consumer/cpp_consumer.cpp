@@ -4,6 +4,7 @@
 //   cpp_consumer load <checkpoint> <memory_limit_bytes> <module> [strict]
 //   cpp_consumer errors <checkpoint> <missing file>
 #include <ATen/ATen.h>
+#include <ckpt_streamer/jit.h>
 #include <ckpt_streamer/load.h>
 #include <ckpt_streamer/stream.h>
 #include <torch/script.h>
@@ -107,7 +108,7 @@ void load(
     uint64_t memory_limit_bytes,
     const std::string& module_path,
     bool strict) {
-  torch::jit::Module module = torch::jit::load(module_path);
+  torch::jit::Module module = ckpt_streamer::jit_load(module_path);
   const c10::Dict<std::string, at::Tensor> state =
       ckpt_streamer::state_of(module);
   const auto [missing, unexpected] = ckpt_streamer::load_into(

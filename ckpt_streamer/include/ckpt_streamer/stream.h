@@ -275,5 +275,9 @@ CKPT_STREAMER_API at::Tensor& copy_(
     const at::Tensor& source,
     uint64_t memory_limit_bytes);
 
+// The limit that fits the machine and the container at the moment, in bytes.
+// Cost: well below a millisecond.
+[[nodiscard]] CKPT_STREAMER_API uint64_t default_memory_limit_bytes();
+
 }  // namespace v1
 }  // namespace ckpt_streamer

@@ -1,0 +1,31 @@
+"""Compiles the C++ programs that are measured, against this package and torch."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from checkpoints import CACHE
+from torch.utils.cpp_extension import include_paths, library_paths
+
+import ckpt_streamer
+
+HERE = Path(__file__).resolve().parent
+
+
+def compiled(name: str) -> Path:
+    """Compile ``bench/<name>.cpp`` and return the program."""
+    program = CACHE / name
+    includes = [*ckpt_streamer.include_paths(), *include_paths()]
+    folders = [*ckpt_streamer.library_paths(), *library_paths()]
+    CACHE.mkdir(exist_ok=True)
+    subprocess.run(
+        [
+            *("c++", "-std=c++20", "-O2", str(HERE / f"{name}.cpp")),
+            *(flag for path in includes for flag in ("-isystem", path)),
+            *(flag for path in folders for flag in (f"-L{path}", f"-Wl,-rpath,{path}")),
+            *("-lckpt_streamer", "-ltorch_cpu", "-lc10", "-o", str(program)),
+        ],
+        check=True,
+    )
+    return program

@@ -169,11 +169,13 @@ TORCH_LIBRARY(ckpt_streamer, library) {
 
   // The limit for those who name none, from the memory that is available at the
   // moment: no pure function of its arguments.
-  library.def(
-      with_side_effects("default_memory_limit_bytes() -> int"),
+  define(
+      library,
+      "default_memory_limit_bytes() -> int",
       default_memory_limit_bytes);
-  library.def(
-      with_side_effects("_default_memory_limit() -> (int, str)"),
+  define(
+      library,
+      "_default_memory_limit() -> (int, str)",
       explained_default_memory_limit);
 
   // A file's tensors into tensors that are there already (see ops/load_into.h).
@@ -195,25 +197,25 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   // "safetensors" or "torch"; without one, the path's end says it. With a size
   // of shards, several files and their index. Tensors that share memory, where
   // the format cannot say so: "error", "copy" or "once" (see write/plan.h).
-  library.def(
-      with_side_effects(
-          "create(str path, Dict(str, Tensor) tensors, int memory_limit_bytes, "
-          "*, "
-          "str? format=None, Dict(str, str)? metadata=None, "
-          "int shard_size_bytes=0, str tied=\"error\", bool drop_cache=False) "
-          "-> "
-          "__torch__.torch.classes.ckpt_streamer.CheckpointWriter"),
+  define(
+      library,
+      "create(str path, Dict(str, Tensor) tensors, int memory_limit_bytes, "
+      "*, "
+      "str? format=None, Dict(str, str)? metadata=None, "
+      "int shard_size_bytes=0, str tied=\"error\", bool drop_cache=False) "
+      "-> "
+      "__torch__.torch.classes.ckpt_streamer.CheckpointWriter",
       create);
 
-  library.def(
-      with_side_effects(
-          "_create(__torch__.torch.classes.ckpt_streamer._Slots slots, "
-          "str[] names, Tensor[]? templates, bool keeps_tree, str path, "
-          "int memory_limit_bytes, str? format, ScalarType? dtype, "
-          "Dict(str, str) metadata, int shard_size_bytes, str tied, str "
-          "opaque, "
-          "bool drop_cache) -> "
-          "__torch__.torch.classes.ckpt_streamer.CheckpointWriter"),
+  define(
+      library,
+      "_create(__torch__.torch.classes.ckpt_streamer._Slots slots, "
+      "str[] names, Tensor[]? templates, bool keeps_tree, str path, "
+      "int memory_limit_bytes, str? format, ScalarType? dtype, "
+      "Dict(str, str) metadata, int shard_size_bytes, str tied, str "
+      "opaque, "
+      "bool drop_cache) -> "
+      "__torch__.torch.classes.ckpt_streamer.CheckpointWriter",
       create_from_slots);
 
   define(

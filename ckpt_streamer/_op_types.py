@@ -73,6 +73,34 @@ class StreamHandle(Protocol):
         """What could not be held within the limit, and why; empty if all was."""
 
 
+class CheckpointWriter(Protocol):
+    """``torch.classes.ckpt_streamer.CheckpointWriter``: a file that is written."""
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor that was declared, in any order, each once.
+
+        Raises:
+            ValueError: The name was not declared, or with another shape or dtype; it
+                is written already; or it is declared as a view of what it is not.
+        """
+
+    def size_bytes(self) -> int:
+        """The size of the files when they are finished."""
+
+    def bytes_written(self) -> int:
+        """Bytes of elements written so far."""
+
+    def finish(self) -> list[str]:
+        """Put the files in their places and return them, an index first.
+
+        Raises:
+            ValueError: A tensor is not written yet.
+        """
+
+    def close(self) -> None:
+        """Leave nothing of it, unless it is finished. Idempotent."""
+
+
 class Ops(Protocol):
     """``torch.ops.ckpt_streamer``."""
 
@@ -128,6 +156,26 @@ class Ops(Protocol):
         Raises:
             ValueError: The limit is not positive.
             RuntimeError: As ``Tensor.copy_``.
+        """
+
+    def create(
+        self,
+        path: str,
+        tensors: dict[str, Tensor],
+        memory_limit_bytes: int,
+        *,
+        format: str | None = None,
+        metadata: dict[str, str] | None = None,
+        shard_size_bytes: int = 0,
+        tied: str = "error",
+        drop_cache: bool = False,
+    ) -> CheckpointWriter:
+        """Begin a file of these names, dtypes and shapes; see ``create()``.
+
+        Raises:
+            ValueError: The limit is not positive, the format cannot hold a tensor, or
+                tensors share memory and ``tied`` does not say what to do.
+            RuntimeError: The system refuses to write it.
         """
 
     def default_memory_limit_bytes(self) -> int:

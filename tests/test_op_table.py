@@ -156,6 +156,32 @@ def _load_into_strict(path: str, missing: str, empty: str, gguf: str) -> str:
     return ""
 
 
+@row("create")
+def _create(path: str, missing: str, empty: str, gguf: str) -> str:
+    target = path + ".safetensors"
+    tensors = {"a": torch.ones(2), "b": torch.zeros(3)}
+    writer = torch.ops.ckpt_streamer.create(target, tensors, 1048576)
+    writer.write("b", torch.full([3], 7.0))
+    writer.write("a", tensors["a"])
+    files: list[str] = writer.finish()
+    return str(len(files)) + "; " + rest_of(open_(files[0]))
+
+
+@row("create unknown")
+def _create_unknown(path: str, missing: str, empty: str, gguf: str) -> str:
+    target = path + ".safetensors"
+    writer = torch.ops.ckpt_streamer.create(target, {"a": torch.ones(2)}, 1048576)
+    writer.write("x", torch.ones(2))
+    return ""
+
+
+@row("create unfinished")
+def _create_unfinished(path: str, missing: str, empty: str, gguf: str) -> str:
+    target = path + ".safetensors"
+    writer = torch.ops.ckpt_streamer.create(target, {"a": torch.ones(2)}, 1048576)
+    return str(len(writer.finish()))
+
+
 @row("has_next")
 def _has_next(path: str, missing: str, empty: str, gguf: str) -> str:
     stream = open_(path)

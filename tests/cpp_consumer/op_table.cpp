@@ -3,6 +3,9 @@
 //
 //   op_table <checkpoint> <missing file> <empty file> <unsupported file>
 #include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/function.h>
+#include <ATen/core/class_type.h>
 #include <ckpt_streamer/load.h>
 #include <ckpt_streamer/stream.h>
 
@@ -11,6 +14,7 @@
 #include <functional>
 #include <string>
 #include <typeinfo>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -72,6 +76,37 @@ std::string rest_of(Stream& stream) {
   }
   return names;
 }
+
+// A class without a header of its own: called as TorchScript calls it.
+class Writer {
+ public:
+  Writer(
+      const std::string& path,
+      const c10::Dict<std::string, at::Tensor>& tensors) {
+    const auto create = c10::Dispatcher::singleton().findSchemaOrThrow(
+        "ckpt_streamer::create",
+        "");
+    torch::jit::Stack stack{
+        path,
+        tensors,
+        static_cast<int64_t>(kLimitBytes),
+        c10::IValue(),
+        c10::IValue(),
+        0,
+        "error",
+        false};
+    create.callBoxed(&stack);
+    writer_ = stack.front();
+  }
+  c10::IValue call(const char* method, torch::jit::Stack arguments) {
+    arguments.insert(arguments.begin(), writer_);
+    return writer_.type()->expectRef<c10::ClassType>().getMethod(method)(
+        std::move(arguments));
+  }
+
+ private:
+  c10::IValue writer_;
+};
 
 void print_rows(
     const std::string& path,
@@ -149,6 +184,25 @@ void print_rows(
   row("load_into strict", [&] {
     (void)ckpt_streamer::load_into(parameters(), path, {.strict = true});
     return std::string();
+  });
+  const std::string target = path + ".safetensors";
+  row("create", [&] {
+    c10::Dict<std::string, at::Tensor> tensors;
+    tensors.insert("a", at::ones({2}));
+    tensors.insert("b", at::zeros({3}));
+    Writer writer(target, tensors);
+    writer.call("write", {"b", at::full({3}, 7.0)});
+    writer.call("write", {"a", tensors.at("a")});
+    const c10::List<c10::IValue> files = writer.call("finish", {}).toList();
+    Stream stream = open(files.get(0).toStringRef());
+    return text(files.size()) + "; " + rest_of(stream);
+  });
+  row("create unknown", [&] {
+    Writer(target, given).call("write", {"x", at::ones({2})});
+    return std::string();
+  });
+  row("create unfinished", [&] {
+    return text(Writer(target, given).call("finish", {}).toListRef().size());
   });
   row("has_next", [&] {
     Stream stream = open(path);

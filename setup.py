@@ -88,6 +88,7 @@ SOURCES = [
     "csrc/format/zip_storages.cpp",
     "csrc/format/open_index.cpp",
     "csrc/plan/window.cpp",
+    "csrc/stream/own_reads.cpp",
     "csrc/stream/read_ahead.cpp",
     "csrc/stream/watcher.cpp",
     "csrc/stream/window_streamer.cpp",

@@ -5,6 +5,8 @@
 
 #include <utility>
 
+#include "stream/own_reads.h"
+
 namespace ckpt_streamer::ops {
 
 PlacedTensor slice_of(
@@ -50,6 +52,7 @@ at::Tensor read_part(
   if (is_mapped && !is_piece && conversion.changes(part.tensor)) {
     return conversion.in_pieces(part.tensor, part.source_address, streamer);
   }
+  const stream::OwnReads own_reads;
   const uint64_t limit_bytes = streamer.figures().memory_limit_bytes;
   if (is_mapped && (is_piece || whole_span.size_bytes() > limit_bytes)) {
     streamer.admit_part(index, part_span);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "ops/tensor_memory.h"
+#include "stream/own_reads.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -276,6 +277,7 @@ void copy_in_pieces(
     const at::Tensor& source,
     stream::WindowStreamer& streamer) {
   const at::AutoDispatchBelowADInplaceOrView guard;
+  const stream::OwnReads own_reads;
   const bool is_dense = have_one_dense_layout(destination, source);
   const at::TensorIterator whole = iterator_over(destination, source);
   PiecewiseCopy copy(streamer, is_dense);

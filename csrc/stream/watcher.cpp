@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "os/threads.h"
+#include "stream/own_reads.h"
 
 namespace ckpt_streamer::stream {
 namespace {
@@ -150,6 +151,9 @@ class Watcher::Lookout {
       full_look_time_ = Clock::now() - now;
       mapped_at_full_look_ = mapped_bytes;
       resident_at_full_look_ = resident_bytes_;
+    }
+    if (resident_bytes_ > state_.figures.peak_resident_bytes) {
+      note_peak();
     }
     note_what_came(now);
     const uint64_t evicted_before = state_.figures.evicted_bytes;
@@ -391,8 +395,19 @@ class Watcher::Lookout {
     for (const Block& block : blocks_) {
       resident_bytes_ += block.clean_bytes;
     }
+  }
+
+  // What is known of the blocks was seen at different times: where it is more
+  // than the limit, while something else gives back pages, it need not be true.
+  void note_peak() {
+    const uint64_t resident_bytes =
+        resident_bytes_ <= state_.limit_bytes
+            ? resident_bytes_
+            : std::min(
+                  resident_bytes_,
+                  residency_.count_resident(state_.ranges));
     state_.figures.peak_resident_bytes =
-        std::max(state_.figures.peak_resident_bytes, resident_bytes_);
+        std::max(state_.figures.peak_resident_bytes, resident_bytes);
   }
 
   void note_what_came(Clock::time_point now) {
@@ -446,6 +461,10 @@ class Watcher::Lookout {
 
   void evict(Clock::time_point now) {
     if (!is_above_low()) {
+      return;
+    }
+    const EvictionTurn turn;
+    if (!turn.is_granted()) {
       return;
     }
     const bool is_urgent_now = is_urgent();

@@ -445,20 +445,6 @@ void WindowStreamer::watch_if_over_limit() {
     watch_kept();
     return;
   }
-  if (rules_.pins_edges()) {
-    // Whole blocks of what exceeds the limit are cheap to give back if they are
-    // mapped as one.
-    for (const ByteRange& extent : live_.extents()) {
-      const ByteRange blocks = {
-          round_up(extent.begin, os::fault_extent_bytes()),
-          round_down(extent.end, os::fault_extent_bytes())};
-      if (extent.size_bytes() > rules_.memory_limit_bytes) {
-        std::vector<ByteRange> owned;
-        append_owned(blocks, owned);
-        os::advise_huge_pages(owned, os::HugePages::kPrefer);
-      }
-    }
-  }
   if (!watcher_.is_watching()) {
     watcher_.watch(all_extents_, rules_.memory_limit_bytes);
   }

@@ -209,7 +209,7 @@ _writing = _options(
     ),
     click.option("--verify", is_flag=True, help="Check the source's checksums."),
     click.option(
-        "--drop-cache", is_flag=True, help="Keep the target out of the page cache."
+        "--drop-page-cache", is_flag=True, help="Keep the target out of the page cache."
     ),
     _limit,
     _quiet,

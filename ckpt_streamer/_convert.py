@@ -44,7 +44,7 @@ def convert(
     tied: str = "error",
     opaque: str = "error",
     verify: bool = False,
-    drop_cache: bool = False,
+    drop_page_cache: bool = False,
 ) -> list[str]:
     """Write the tensors of a checkpoint to another file, in bounded memory.
 
@@ -90,7 +90,8 @@ def convert(
         opaque: What becomes of values of the tree that only Python could write, such
             as objects and numpy arrays: ``"error"``, or ``"drop"`` to leave them out.
         verify: Hold the source's records against their checksums; see :func:`open`.
-        drop_cache: Give the kernel's cached copy of the target back as it is written.
+        drop_page_cache: Give the kernel's cached copy of the target back as it is
+            written.
 
     Returns:
         The files that were written; of several, their index first.
@@ -140,7 +141,7 @@ def convert(
                 metadata=metadata,
                 tied=tied,
                 opaque=opaque,
-                drop_cache=drop_cache,
+                drop_page_cache=drop_page_cache,
             )
     limit_bytes = min(limit_bytes, source.memory_limit_bytes)
     slots, names = _renamed(selected(source.slots, select), rename)
@@ -173,7 +174,7 @@ def convert(
             shard_bytes,
             tied,
             opaque,
-            drop_cache,
+            drop_page_cache,
         )
     del templates
     try:

@@ -168,7 +168,7 @@ class Ops(Protocol):
         metadata: dict[str, str] | None = None,
         shard_size_bytes: int = 0,
         tied: str = "error",
-        drop_cache: bool = False,
+        drop_page_cache: bool = False,
     ) -> CheckpointWriter:
         """Begin a file of these names, dtypes and shapes; see ``create()``.
 

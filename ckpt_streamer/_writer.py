@@ -123,7 +123,7 @@ def create(
     metadata: Mapping[str, str] | None = None,
     shard_size: int | str | None = None,
     tied: str = "error",
-    drop_cache: bool = False,
+    drop_page_cache: bool = False,
 ) -> CheckpointWriter:
     """Begin a checkpoint that is written tensor by tensor.
 
@@ -150,7 +150,8 @@ def create(
             (safetensors): ``"error"``, ``"copy"`` to write each, or ``"once"`` to
             write those that are the same view once, under the first name, and to
             note the others in the metadata. ``torch.save``'s format keeps them tied.
-        drop_cache: Give the kernel's cached copy of what is written back behind it.
+        drop_page_cache: Give the kernel's cached copy of what is written back
+            behind it.
 
     Returns:
         A :class:`CheckpointWriter`.
@@ -188,6 +189,6 @@ def create(
                 0 if shard_size is None else bytes_of("shard_size", shard_size)
             ),
             tied=tied,
-            drop_cache=drop_cache,
+            drop_page_cache=drop_page_cache,
         )
     return CheckpointWriter(handle, target)

@@ -125,7 +125,7 @@ def test_convert_diff_and_extract(model: Path, tmp_path: Path) -> None:
     done = run(
         *("convert", model, target, "--dtype", "bfloat16", "--memory-limit", "2MiB"),
         *("--rename", "state_dict.*=*", "--rename", "*n=", "--tied", "copy"),
-        *("--metadata", "by=me", "--verify", "--drop-cache"),
+        *("--metadata", "by=me", "--verify", "--drop-page-cache"),
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{target}  {target.stat().st_size} bytes\n"

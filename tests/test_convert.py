@@ -651,7 +651,7 @@ def test_progress_is_told(large_checkpoint: Path, tmp_path: Path) -> None:
 
 def test_the_page_cache_is_given_back(large_checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "b.safetensors"
-    convert(large_checkpoint, target, drop_cache=True)
+    convert(large_checkpoint, target, drop_page_cache=True)
     assert cached_share(target) < 0.02
     assert load_mapped(large_checkpoint)["w3"][0, 0] == 3
 

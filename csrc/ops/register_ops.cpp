@@ -202,7 +202,7 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       "create(str path, Dict(str, Tensor) tensors, int memory_limit_bytes, "
       "*, "
       "str? format=None, Dict(str, str)? metadata=None, "
-      "int shard_size_bytes=0, str tied=\"error\", bool drop_cache=False) "
+      "int shard_size_bytes=0, str tied=\"error\", bool drop_page_cache=False) "
       "-> "
       "__torch__.torch.classes.ckpt_streamer.CheckpointWriter",
       create);
@@ -214,7 +214,7 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       "int memory_limit_bytes, str? format, ScalarType? dtype, "
       "Dict(str, str) metadata, int shard_size_bytes, str tied, str "
       "opaque, "
-      "bool drop_cache) -> "
+      "bool drop_page_cache) -> "
       "__torch__.torch.classes.ckpt_streamer.CheckpointWriter",
       create_from_slots);
 

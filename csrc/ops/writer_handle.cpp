@@ -128,7 +128,7 @@ c10::intrusive_ptr<WriterHandle> make_handle(
     std::vector<std::string> names,
     const write::PlanOptions& options,
     write::Opaque opaque,
-    bool drop_cache,
+    bool drop_page_cache,
     uint64_t memory_limit_bytes) {
   auto plan = write::make_plan(path, index, slots, std::move(names), options);
   return c10::make_intrusive<WriterHandle>(
@@ -137,8 +137,8 @@ c10::intrusive_ptr<WriterHandle> make_handle(
           options.format,
           std::move(plan),
           opaque,
-          drop_cache ? os::OutputFile::Cache::kDrop
-                     : os::OutputFile::Cache::kKeep),
+          drop_page_cache ? os::OutputFile::Cache::kDrop
+                          : os::OutputFile::Cache::kKeep),
       memory_limit_bytes);
 }
 
@@ -317,7 +317,7 @@ c10::intrusive_ptr<WriterHandle> create(
     const std::optional<Texts>& metadata,
     int64_t shard_size_bytes,
     const std::string& tied,
-    bool drop_cache) {
+    bool drop_page_cache) {
   const uint64_t limit_bytes = checked_limit(memory_limit_bytes);
   return with_torch_errors([&] {
     write::PlanOptions options;
@@ -343,7 +343,7 @@ c10::intrusive_ptr<WriterHandle> create(
         std::move(names),
         options,
         write::Opaque::kError,
-        drop_cache,
+        drop_page_cache,
         limit_bytes);
   });
 }
@@ -361,7 +361,7 @@ c10::intrusive_ptr<WriterHandle> create_from_slots(
     int64_t shard_size_bytes,
     const std::string& tied,
     const std::string& opaque,
-    bool drop_cache) {
+    bool drop_page_cache) {
   const uint64_t limit_bytes = checked_limit(memory_limit_bytes);
   const size_t count = slots->slots().size();
   TORCH_CHECK_VALUE(
@@ -407,7 +407,7 @@ c10::intrusive_ptr<WriterHandle> create_from_slots(
         std::move(names),
         options,
         how,
-        drop_cache,
+        drop_page_cache,
         limit_bytes);
   });
 }

@@ -79,7 +79,7 @@ class WriterHandle final : public torch::CustomClassHolder {
 
 // torch.ops.ckpt_streamer.create(str path, Dict(str, Tensor) tensors,
 //     int memory_limit_bytes, *, str? format, Dict(str, str)? metadata,
-//     int shard_size_bytes, str tied, bool drop_cache)
+//     int shard_size_bytes, str tied, bool drop_page_cache)
 //
 // `tensors`: of each, name, dtype, shape, and which of them share memory; meta
 // tensors will do, nothing of them is read or held.
@@ -94,7 +94,7 @@ c10::intrusive_ptr<WriterHandle> create(
     const std::optional<Texts>& metadata,
     int64_t shard_size_bytes,
     const std::string& tied,
-    bool drop_cache);
+    bool drop_page_cache);
 
 // torch.ops.ckpt_streamer._create(...): of tensors of a checkpoint, in the
 // order of its stream, under other names. With `templates`, one for each, those
@@ -112,6 +112,6 @@ c10::intrusive_ptr<WriterHandle> create_from_slots(
     int64_t shard_size_bytes,
     const std::string& tied,
     const std::string& opaque,
-    bool drop_cache);
+    bool drop_page_cache);
 
 }  // namespace ckpt_streamer::ops

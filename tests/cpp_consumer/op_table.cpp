@@ -3,9 +3,9 @@
 //
 //   op_table <checkpoint> <missing file> <empty file> <unsupported file>
 #include <ATen/ATen.h>
+#include <ATen/core/class_type.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/function.h>
-#include <ATen/core/class_type.h>
 #include <ckpt_streamer/load.h>
 #include <ckpt_streamer/stream.h>
 

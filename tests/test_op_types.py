@@ -16,6 +16,7 @@ OVERLOADS = [
     ("open", "paths", 1),
     ("stream", "", None),
     ("copy_", "", None),
+    ("create", "", None),
     ("default_memory_limit_bytes", "", None),
     ("load_into", "", 0),
     ("load_into", "paths", 1),
@@ -30,6 +31,7 @@ TYPES = {
     "Optional[str]": "str | None",
     "Tensor": "Tensor",
     "Dict[str, Tensor]": "dict[str, Tensor]",
+    "Optional[Dict[str, str]]": "dict[str, str] | None",
 }
 
 

@@ -2,9 +2,9 @@
 // fail, and no other code's. The product has no seam for this and needs none:
 // what is interposed are libc's functions.
 //
-// Calls are told apart by where they return to: into ckpt_streamer/_C.so, or
-// into libstdc++, which opens files and makes threads for it. Calls of torch's
-// and Python's are never touched.
+// Calls are told apart by where they return to: into lib/libckpt_streamer.so,
+// or into libstdc++, which opens files and makes threads for it. Calls of
+// torch's and Python's are never touched.
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -53,7 +53,7 @@ Addresses libraries[2];
 
 int note_library(dl_phdr_info* info, size_t, void*) {
   const bool is_product =
-      std::strstr(info->dlpi_name, "ckpt_streamer/_C.so") != nullptr;
+      std::strstr(info->dlpi_name, "lib/libckpt_streamer.so") != nullptr;
   const bool is_standard =
       std::strstr(info->dlpi_name, "libstdc++.so") != nullptr;
   if (is_product || is_standard) {

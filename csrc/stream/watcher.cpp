@@ -182,16 +182,14 @@ class Watcher::Lookout {
     if (live_generation_ != state_.live_generation) {
       live_generation_ = state_.live_generation;
       mapped_before_live_ = state_.mapped_before_live;
-      // Where pages are mapped one by one a look is dear; tensors that fit the
-      // limit never exceed it.
-      const uint64_t limit_bytes = state_.limit_bytes;
-      wakes_at_bytes_ = state_.live.empty() ? limit_bytes / 2
-                        : limit_bytes < 32 * kMiB
-                            ? limit_bytes + kMiB / 2
-                            : limit_bytes - std::min(8 * kMiB, limit_bytes / 8);
+      // Tensors that fit the limit never exceed it, and a look is dear while
+      // they are read: the owner waits for it when it drops its window.
+      wakes_at_bytes_ = state_.live.empty() ? state_.limit_bytes / 2
+                                            : state_.limit_bytes + kMiB / 2;
     }
-    dormant_bytes_ = mapped_bytes - std::min(mapped_bytes, mapped_before_live_);
-    return now >= evicts_until_ && dormant_bytes_ < wakes_at_bytes_;
+    const uint64_t live_bytes =
+        mapped_bytes - std::min(mapped_bytes, mapped_before_live_);
+    return now >= evicts_until_ && live_bytes < wakes_at_bytes_;
   }
 
   // After a look: whether nothing but the live window is resident.
@@ -219,7 +217,6 @@ class Watcher::Lookout {
     mapped_before_live_ =
         mapped_at_full_look_ - std::min(mapped_at_full_look_, resident_bytes_);
     wakes_at_bytes_ = state_.limit_bytes + kMiB / 2;
-    dormant_bytes_ = resident_bytes_;
     return true;
   }
 
@@ -583,14 +580,7 @@ class Watcher::Lookout {
     const bool is_dormant =
         state_.is_rest_quiet && Clock::now() >= evicts_until_;
     if (is_dormant) {
-      const uint64_t room = limit_bytes - std::min(limit_bytes, dormant_bytes_);
-      return std::clamp<nanoseconds>(
-          nanoseconds(
-              static_cast<int64_t>(
-                  static_cast<double>(room) / kFastestBytesPerMicrosecond *
-                  500)),
-          microseconds(250),
-          kRest);
+      return kRest;  // a look at a number, which is all that most streams need
     }
     const uint64_t room_bytes =
         limit_bytes - std::min(limit_bytes, resident_bytes_);
@@ -625,8 +615,7 @@ class Watcher::Lookout {
   bool has_looked_ = false;
   uint64_t live_generation_ = 0;
   uint64_t mapped_before_live_ = 0;
-  uint64_t dormant_bytes_ = 0;   // on top of that
-  uint64_t wakes_at_bytes_ = 0;  // as many of them
+  uint64_t wakes_at_bytes_ = 0;  // as many on top of that
   Clock::time_point evicts_until_{};
   bool was_written_to_ = false;  // ever
   Clock::time_point last_look_begun_;

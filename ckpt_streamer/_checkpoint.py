@@ -273,7 +273,7 @@ class Checkpoint:
     def __repr__(self) -> str:
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         chosen = "" if self._length == self._tensor_count else f"{self._length} of "
-        size = f"{chosen}{self._tensor_count} tensors, {_readable(self._storage_bytes)}"
+        size = f"{chosen}{self._tensor_count} tensors, {readable(self._storage_bytes)}"
         if self._tree.is_closed:
             holds = "closed"
         else:
@@ -375,7 +375,7 @@ def raise_os_error(error: Exception) -> None:
         builtins.open(path, "rb").close()
 
 
-def _readable(size_bytes: int) -> str:
+def readable(size_bytes: int) -> str:
     size = float(size_bytes)
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024 or unit == "TiB":

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 import torch
 
-from ckpt_streamer._checkpoint import Checkpoint, open
+from ckpt_streamer._checkpoint import Checkpoint, open, readable
 from ckpt_streamer._contents import (
     Entry,
     calls_of,
@@ -250,7 +250,7 @@ def inspect(
                 click.echo(f"{click.style(name, bold=True)} = {_short(value)}")
         click.echo()
         total = sum(entry.size_bytes for entry in entries if entry.name not in shared)
-        click.echo(f"{len(entries)} tensors, {_size(total)}")
+        click.echo(f"{len(entries)} tensors, {readable(total)}")
         if calls:
             click.echo(
                 click.style("loading it with pickle would call: ", fg="red")
@@ -304,7 +304,7 @@ def _convert(
     )
     if not quiet:
         for path in paths:
-            click.echo(f"{path}  {_size(os.path.getsize(path))}")
+            click.echo(f"{path}  {readable(os.path.getsize(path))}")
 
 
 @cli.command()
@@ -466,15 +466,6 @@ def _echo_table(entries: list[Entry], shared: dict[str, str]) -> None:
             )
         ).rstrip()
         click.echo(click.style(line, bold=True) if i == 0 else line)
-
-
-def _size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            break
-        size /= 1024
-    return f"{size_bytes} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
 
 
 def _short(value: object) -> str:

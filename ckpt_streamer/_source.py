@@ -77,11 +77,13 @@ def _entries_in(source: Any) -> OrderedDict[Any, Any]:
     Raises:
         TypeError: It is none.
     """
-    if isinstance(source, MappingNode):
-        return source.fresh_entries()
     if not isinstance(source, Mapping):
         raise TypeError(f"Expected state_dict to be dict-like, got {type(source)}.")
-    entries = OrderedDict(source)
+    entries: OrderedDict[Any, Any] = (
+        source.fresh_entries()
+        if isinstance(source, MappingNode)
+        else OrderedDict(source)
+    )
     if (metadata := getattr(source, "_metadata", None)) is not None:
         entries._metadata = metadata  # type: ignore[attr-defined]
     return entries

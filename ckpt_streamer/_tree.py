@@ -110,8 +110,7 @@ class Tree:
         takes three times as long as to make it.
         """
         values = list(self._given(nodes))
-        kinds = set(map(type, values))
-        if kinds != {Tensor}:
+        if set(map(type, values)) != {Tensor}:
             values = [
                 value if isinstance(value, Tensor) else self._made(node, value)
                 for node, value in zip(nodes, values, strict=True)
@@ -161,10 +160,11 @@ class Tree:
             )
             deeper = self._add_plain(nodes, made)
             distinct_keys = [key for key in dict.fromkeys(keys) if key >= 0]
-            key_of = dict(
+            key_of: dict[int, Any] = {-1: None}
+            key_of.update(
                 zip(
-                    (-1, *distinct_keys),
-                    (None, *map(hashable, self.values(distinct_keys))),
+                    distinct_keys,
+                    map(hashable, self.values(distinct_keys)),
                     strict=True,
                 )
             )
@@ -489,13 +489,10 @@ class MappingNode(Mapping[Any, Any]):
         return _Values(self)
 
     def fresh_entries(self) -> OrderedDict[Any, Any]:
-        """Copy the mapping, tensors made anew; ``_metadata`` comes along."""
+        """Copy the items, tensors made anew."""
         nodes = self._unique_nodes()
         values = self._tree.fresh_values(list(nodes.values()))
-        entries: OrderedDict[Any, Any] = OrderedDict(zip(nodes, values, strict=True))
-        if (metadata := getattr(self, "_metadata", None)) is not None:
-            entries._metadata = metadata  # type: ignore[attr-defined]
-        return entries
+        return OrderedDict(zip(nodes, values, strict=True))
 
     def _unique_nodes(self) -> dict[Any, int]:
         nodes = self.nodes()

@@ -224,18 +224,22 @@ def start_writing(tensors: list[Tensor], stride: int) -> torch.jit.Future[int]:
 
 def race(path: str) -> str:
     """Write to all tensors in a thread of its own while they are streamed."""
-    tensors = list(torch.load(path, mmap=True).values())
+    passes = 0
+    while passes < 2:  # with a writer that was done sooner: once more
+        passes = race_once(list(torch.load(path, mmap=True).values()))
+    return ""
+
+
+def race_once(tensors: list[Tensor]) -> int:
     writer = start_writing(tensors, 1024)
     passes = 0
     while not writer.done():
         for _, _, tensor in stream(tensors, LIMIT // MIB):
             tensor[0].item()
         passes += 1
-    if passes < 2:
-        raise WrongError("the writer was done before it was raced")
     if not all(bool((tensor == 7.0).all()) for tensor in tensors):
         raise WrongError("a write of another thread is lost")
-    return ""
+    return passes
 
 
 def make_cold(paths: dict[str, str]) -> None:

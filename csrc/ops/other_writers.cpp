@@ -62,19 +62,20 @@ os::OtherWriters OtherWriters::look() {
              : os::OtherWriters::kPossible;
 }
 
-void OtherWriters::run_at_once(
+bool OtherWriters::run_at_once(
     size_t count,
     const std::function<void(size_t)>& task) {
+  if (!are_workers_polling_ || !may_use_workers()) {
+    return false;
+  }
   std::atomic<size_t> next = 0;
   const auto work = [&] {
     for (size_t i = next++; i < count; i = next++) {
       task(i);
     }
   };
-  if (are_workers_polling_ && may_use_workers()) {
-    run_region(*region_, work);
-  }
-  work();
+  run_region(*region_, work);
+  return true;
 }
 
 stream::OtherThreads other_threads() {
@@ -82,7 +83,7 @@ stream::OtherThreads other_threads() {
   return {
       [threads] { return threads->look(); },
       [threads](size_t count, const std::function<void(size_t)>& task) {
-        threads->run_at_once(count, task);
+        return threads->run_at_once(count, task);
       }};
 }
 

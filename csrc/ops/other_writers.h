@@ -35,11 +35,13 @@ class OtherWriters {
   // workers poll, an empty parallel region as well.
   [[nodiscard]] os::OtherWriters look();
 
-  // Runs task(i) for each i below `count`, each once: on torch's intra-op
-  // workers as well if they were polling for work at the last look, so that it
-  // starts within microseconds; otherwise on the caller, who would have to wake
-  // them, or make them (which is no good after a fork).
-  void run_at_once(size_t count, const std::function<void(size_t)>& task);
+  // Runs task(i) for each i below `count`, each once, on the caller and torch's
+  // intra-op workers, if they were polling for work at the last look, so that
+  // it starts within microseconds. Otherwise false, and nothing has run: they
+  // would have to be woken, or made (which is no good after a fork).
+  [[nodiscard]] bool run_at_once(
+      size_t count,
+      const std::function<void(size_t)>& task);
 
  private:
   bool may_use_workers();

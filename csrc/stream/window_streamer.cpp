@@ -211,7 +211,9 @@ os::DropResult WindowStreamer::drop(
   const Watcher::Pause pause(watcher_);
   if (other_writers == os::OtherWriters::kNone && other_threads_.run_at_once) {
     try {
-      return drop_at_once(ranges);
+      if (const auto result = drop_at_once(ranges)) {
+        return *result;
+      }
     } catch (...) {  // no memory: one after the other
     }
   }
@@ -223,14 +225,17 @@ os::DropResult WindowStreamer::drop(
 }
 
 // Unmapping is bound by what the kernel keeps of each page, in memory that no
-// cache has: two threads take half the time of one.
-os::DropResult WindowStreamer::drop_at_once(std::span<const ByteRange> ranges) {
-  constexpr uint64_t kSmallestPartBytes = uint64_t{8} << 20;
+// cache has: two threads take down to half the time of one, where there is
+// enough of it to outweigh that each interrupts the other to flush its TLB.
+std::optional<os::DropResult> WindowStreamer::drop_at_once(
+    std::span<const ByteRange> ranges) {
+  constexpr uint64_t kSmallestPartBytes = uint64_t{128} << 20;
   constexpr uint64_t kMostParts = 8;
-  const uint64_t part_count = std::clamp<uint64_t>(
-      total_bytes(ranges) / kSmallestPartBytes,
-      1,
-      kMostParts);
+  const uint64_t part_count =
+      std::min(total_bytes(ranges) / kSmallestPartBytes, kMostParts);
+  if (part_count < 2 || residency_.scan_error() != 0) {
+    return std::nullopt;
+  }
   const uint64_t part_bytes = total_bytes(ranges) / part_count + 1;
   std::vector<std::vector<ByteRange>> parts(1);
   uint64_t room = part_bytes;
@@ -249,13 +254,13 @@ os::DropResult WindowStreamer::drop_at_once(std::span<const ByteRange> ranges) {
       }
     }
   }
-  if (parts.size() == 1 || residency_.scan_error() != 0) {
-    return residency_.drop_resident(ranges, os::OtherWriters::kNone);
-  }
   std::vector<os::DropResult> results(parts.size());
-  other_threads_.run_at_once(parts.size(), [&](size_t i) {
-    results[i] = residency_.drop_resident(parts[i], os::OtherWriters::kNone);
-  });
+  if (!other_threads_.run_at_once(parts.size(), [&](size_t i) {
+        results[i] =
+            residency_.drop_resident(parts[i], os::OtherWriters::kNone);
+      })) {
+    return std::nullopt;
+  }
   os::DropResult sum;
   for (const os::DropResult& result : results) {
     sum += result;

@@ -29,6 +29,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -70,9 +71,10 @@ struct OtherThreads {
   // the tensors now; asked once for each drop.
   std::function<os::OtherWriters()> writers = always_possible;
   // Runs task(i) for each i below `count`, each once, on the caller and on
-  // threads that are at rest, and returns when all are done. Called only after
-  // `writers` said kNone; tasks do not throw. Empty: there are no such threads.
-  std::function<void(size_t count, const std::function<void(size_t)>& task)>
+  // threads that are at rest, and returns true when all are done; false, and
+  // nothing has run, if the caller would be alone. Called only after `writers`
+  // said kNone; tasks do not throw. Empty: there are no such threads.
+  std::function<bool(size_t count, const std::function<void(size_t)>& task)>
       run_at_once;
 };
 
@@ -200,7 +202,8 @@ class WindowStreamer {
   os::DropResult drop(
       std::span<const ByteRange> ranges,
       os::OtherWriters other_writers) noexcept;
-  os::DropResult drop_at_once(std::span<const ByteRange> ranges);
+  // Nothing is dropped if there is no gain.
+  std::optional<os::DropResult> drop_at_once(std::span<const ByteRange> ranges);
   // `kept_bytes`: what was clean and resident and not to be dropped.
   void record(const os::DropResult& result, uint64_t kept_bytes) noexcept;
   // The part of [range) in the mappings that back the spans.

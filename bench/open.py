@@ -29,7 +29,8 @@ from programs import compiled
 from ratios import paired_ratio
 
 HERE = Path(__file__).resolve().parent
-LIMIT_MIB = 64
+SMALL_LIMIT_MIB = 64
+DEFAULT_LIMIT_MIB = 1024
 OURS = ["iterate", "fused", "fused_torchscript", "fused_cpp"]
 
 # By their names in open_worker.py.
@@ -55,6 +56,7 @@ class Case:
     path: Path
     pairs: list[tuple[str, str]]  # a way and the one that it is held against
     round_count: int
+    limit_mib: int
     slow_names: tuple[str, ...] = ()  # ways that are not warmed up
 
 
@@ -71,6 +73,7 @@ def small_tensors(count: int, elements: int, options: argparse.Namespace) -> lis
             tensors_checkpoint(count, elements),
             zip_pairs,
             min(options.rounds, 3),  # of torch.load, each takes half a minute
+            SMALL_LIMIT_MIB,
             ("torch_load_iterate",),
         ),
         Case(
@@ -78,12 +81,13 @@ def small_tensors(count: int, elements: int, options: argparse.Namespace) -> lis
             safetensors_checkpoint(quarter, elements),
             against(OURS, ["safe_open", "load_file"]),
             options.rounds,
+            SMALL_LIMIT_MIB,
         ),
     ]
 
 
 def large_tensors(count: int, elements: int, options: argparse.Namespace) -> list[Case]:
-    """One checkpoint in each format."""
+    """One checkpoint in each format, at the default limit and a small one."""
     size = f"{count} of {elements * 4 // 1024 // 1024} MiB"
     ways = ["iterate", "fused"]
     formats = [
@@ -98,9 +102,11 @@ def large_tensors(count: int, elements: int, options: argparse.Namespace) -> lis
             f"{name}, {size}",
             make(count, elements),
             against(ways, peers),
-            options.rounds,
+            2 * options.rounds,
+            limit_mib,
         )
         for name, make, peers in formats
+        for limit_mib in (DEFAULT_LIMIT_MIB, SMALL_LIMIT_MIB)
     ]
 
 
@@ -120,7 +126,7 @@ def measure_times(case: Case, program: Path, threads: int) -> list[dict[str, Any
         warm(path)
     seconds = run_worker(
         path=str(case.path),
-        limit_mib=LIMIT_MIB,
+        limit_mib=case.limit_mib,
         program=str(program),
         # What another way begins with is timed in its pass.
         names=[
@@ -139,6 +145,7 @@ def measure_times(case: Case, program: Path, threads: int) -> list[dict[str, Any
             "way": way,
             "peer": peer,
             "threads": threads,
+            "limit_mib": case.limit_mib,
             # How many times faster.
             "ratio": asdict(paired_ratio(seconds[peer], seconds[way])),
             "median_seconds": median(seconds[way]),
@@ -149,7 +156,8 @@ def measure_times(case: Case, program: Path, threads: int) -> list[dict[str, Any
         rows.append(row)
         ratio = row["ratio"]
         print(
-            f"{case.title:28} {TEXTS[way]:30} {row['median_seconds']:8.4f} s  "
+            f"{case.title:28} {case.limit_mib:4} MiB {TEXTS[way]:30} "
+            f"{row['median_seconds']:8.4f} s  "
             f"{TEXTS[peer]:38} {row['peer_median_seconds']:8.4f} s  "
             f"{ratio['mean']:6.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
             flush=True,
@@ -162,7 +170,10 @@ def measure_memory(case: Case) -> list[dict[str, Any]]:
     rows = []
     for name in ("open", "torch_load"):
         peak = run_worker(
-            path=str(case.path), limit_mib=LIMIT_MIB, name=name, small_path=str(small)
+            path=str(case.path),
+            limit_mib=case.limit_mib,
+            name=name,
+            small_path=str(small),
         )
         rows.append({"file": case.title, "way": name, "peak_anonymous_bytes": peak})
         print(

@@ -121,8 +121,11 @@ def apply_state_dict(
     has_shapes = converter is None
     if copies:
         converter = OwnMemory(converter, dtype, device)
-    entries, check = entries_of(state_dict, model, limit_bytes, root, prefix, key_map)
+    entries, metadata, check = entries_of(
+        state_dict, model, limit_bytes, root, prefix, key_map
+    )
     bar = Progress(progress, entries.values())
     return StateDictLoad(
-        model, entries, check, converter, strict, assign, limit_bytes, bar, has_shapes
+        *(model, entries, metadata, check, converter, strict, assign),
+        *(limit_bytes, bar, has_shapes),
     ).run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -22,6 +23,32 @@ _logger = logging.getLogger("ckpt_streamer")
 
 KeyMap = Mapping[str, str | None] | Callable[[str], str | None]
 
+_ATTRIBUTE = "_metadata"
+
+
+class Metadata:
+    """What load_state_dict knows as a state_dict's ``_metadata``: by module, a dict.
+
+    Of a file, made when it is asked for: that takes as long as all else that is
+    done with the names of a model of thousands of modules.
+    """
+
+    def __init__(self, source: object) -> None:
+        """``source`` is what has it as an attribute, if anything has."""
+        self._source = source
+
+    @cached_property
+    def of_modules(self) -> Any:
+        """Return it, None if there is none; for hooks and overrides to change."""
+        return getattr(self._source, _ATTRIBUTE, None)
+
+    def may_mention(self, key: str) -> bool:
+        """Whether a module's dict may have a key, as far as that is cheaply told."""
+        if not isinstance(self._source, MappingNode):
+            return self.of_modules is not None
+        keys = self._source.keys_within_attribute(_ATTRIBUTE)
+        return self.of_modules is not None if keys is None else key in keys
+
 
 def entries_of(
     source: Any,
@@ -30,8 +57,8 @@ def entries_of(
     root: str | None,
     prefix: str,
     key_map: KeyMap | None,
-) -> tuple[OrderedDict[str, Any], CheckSource]:
-    """Return what a model is loaded from, with load_state_dict's metadata.
+) -> tuple[OrderedDict[str, Any], Metadata, CheckSource]:
+    """Return what a model is loaded from, and its metadata.
 
     And a function that raises a ValueError once the file was written to; of a
     mapping in memory, it does nothing.
@@ -63,16 +90,21 @@ def entries_of(
         check = source.tree.handle.lookups().check_unchanged
     if root is not None:
         source = entries_at(source, root)
-    entries = (
+    entries, metadata = (
         _best_entries_in(source, model, renaming)
         if is_checkpoint and root is None
         else _entries_in(source)
     )
-    return renaming.renamed(entries) if renaming.is_needed else entries, check
+    if renaming.is_needed:
+        entries, metadata = renaming.renamed(entries, metadata)
+    return entries, metadata, check
 
 
-def _entries_in(source: Any) -> OrderedDict[Any, Any]:
-    """Copy a mapping; ``_metadata`` comes along.
+Entries = tuple[OrderedDict[Any, Any], Metadata]
+
+
+def _entries_in(source: Any) -> Entries:
+    """Copy a mapping.
 
     Raises:
         TypeError: It is none.
@@ -84,9 +116,7 @@ def _entries_in(source: Any) -> OrderedDict[Any, Any]:
         if isinstance(source, MappingNode)
         else OrderedDict(source)
     )
-    if (metadata := getattr(source, "_metadata", None)) is not None:
-        entries._metadata = metadata  # type: ignore[attr-defined]
-    return entries
+    return entries, Metadata(source)
 
 
 def entries_at(source: Any, root: str) -> Mapping[Any, Any]:
@@ -169,14 +199,14 @@ class Renaming:
         prefix = self._prefix
         return self._new_key_of(key[len(prefix) :]) if key.startswith(prefix) else None
 
-    def renamed(self, entries: Mapping[Any, Any]) -> OrderedDict[str, Any]:
+    def renamed(self, entries: Mapping[Any, Any], metadata: Metadata) -> Entries:
         """Rename entries, and the metadata of their modules with them.
 
         Raises:
             TypeError: As :meth:`new_key_of`.
             ValueError: Two keys become one.
         """
-        metadata = getattr(entries, "_metadata", None)
+        of_modules = metadata.of_modules
         result: OrderedDict[str, Any] = OrderedDict()
         new_metadata: OrderedDict[str, Any] = OrderedDict()
         old_keys: dict[str, str] = {}
@@ -195,11 +225,11 @@ class Renaming:
             result[new_key] = value
             old_keys[new_key] = key
             module = key.rpartition(".")[0]
-            if metadata is not None and module in metadata:
-                new_metadata.setdefault(new_key.rpartition(".")[0], metadata[module])
-        if metadata is not None:
+            if of_modules is not None and module in of_modules:
+                new_metadata.setdefault(new_key.rpartition(".")[0], of_modules[module])
+        if of_modules is not None:
             result._metadata = new_metadata  # type: ignore[attr-defined]
-        return result
+        return result, Metadata(result)
 
     def tried(self, keys: Iterable[Any]) -> list[Any]:
         """Return what each key becomes, None also where ``key_map`` fails.
@@ -265,7 +295,7 @@ def _root_of(checkpoint: Checkpoint) -> MappingNode | SequenceNode:
 
 def _best_entries_in(
     root: MappingNode | SequenceNode, model: Module, renaming: Renaming
-) -> OrderedDict[Any, Any]:
+) -> Entries:
     """Copy the mapping of a file that has the most of a model's keys.
 
     Raises:
@@ -273,11 +303,11 @@ def _best_entries_in(
         ValueError: As :func:`_best_mapping`.
     """
     if isinstance(root, MappingNode):
-        entries = _entries_in(root)
+        entries, metadata = _entries_in(root)
         if not set(map(type, entries.values())) & {MappingNode, SequenceNode}:
-            return entries
+            return entries, metadata
         best = _best_mapping(root, model, renaming)
-        return entries if best is None else _entries_in(best)
+        return (entries, metadata) if best is None else _entries_in(best)
     return _entries_in(_best_mapping(root, model, renaming) or root)
 
 

@@ -181,6 +181,17 @@ class Tree:
             unfilled = deeper
         return made[node]
 
+    def keys_within(self, node: int) -> set[Any] | None:
+        """The keys of all dicts in a dict of dicts, which are not made; else None."""
+        dict_kind = 2
+        nodes = [node]
+        for _ in range(2):
+            if set(self.handle.kinds(nodes).tolist()) - {dict_kind}:
+                return None
+            _, values, keys = (each.tolist() for each in self.handle.children(nodes))
+            nodes = values
+        return set(map(hashable, self.values([key for key in set(keys) if key >= 0])))
+
     def _add_plain(self, nodes: list[int], made: dict[int, Any]) -> list[int]:
         """Make the values that are not made yet; return the nodes of empty ones."""
         new = [node for node in dict.fromkeys(nodes) if node not in made]
@@ -517,6 +528,19 @@ class MappingNode(Mapping[Any, Any]):
             raise AttributeError(
                 f"a {self.type_name} of {self._tree.name} has no attribute {name!r}"
             ) from None
+
+    def keys_within_attribute(self, name: str) -> set[Any] | None:
+        """The keys of all dicts in an attribute that is a dict of dicts; else None.
+
+        Takes a tenth of the time of making them.
+        """
+        state = self._tree.parts(self.node)[3]
+        if self._attributes is not None or state < 0:
+            return None
+        attributes = self._tree.value(state)
+        if not isinstance(attributes, MappingNode) or name not in attributes:
+            return None
+        return self._tree.keys_within(attributes.nodes()[name])
 
     def _read_attributes(self) -> dict[str, Any]:
         state = self._tree.parts(self.node)[3]

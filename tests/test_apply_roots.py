@@ -15,6 +15,7 @@ from torch import nn
 
 import ckpt_streamer
 from ckpt_streamer import apply_state_dict
+from ckpt_streamer._matches import ASSIGN
 
 
 def make_model() -> nn.Module:
@@ -251,3 +252,65 @@ def test_other_mappings_cost_no_call_for_each_key(tmp_path: Path) -> None:
         return call_count(lambda: apply_state_dict(model, tmp_path / "file.pt"))
 
     assert calls_with(17) <= calls_with(1) + 16 * 64
+
+
+# What a file says of its modules, which is made only where PyTorch asks for it
+
+
+class Asking(nn.Linear):
+    """Looks at the metadata of all, as an override may."""
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *others: Any
+    ) -> None:
+        self.seen = (state_dict._metadata, local_metadata)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+def test_an_override_sees_the_metadata_of_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Asking(2, 3), nn.BatchNorm1d(3))
+    torch.save(STATE, tmp_path / "file.pt")
+    apply_state_dict(model, tmp_path / "file.pt")
+    [asking, _] = model
+    assert isinstance(asking, Asking)
+    of_all, of_it = asking.seen
+    assert dict(of_all) == dict(STATE._metadata)  # type: ignore[attr-defined]
+    assert of_it is of_all["0"]
+    assert torch.equal(asking.weight, STATE["0.weight"])
+
+
+def noted(note: Any) -> OrderedDict[str, Any]:
+    """A state_dict whose metadata hold something else for a module."""
+    result = shifted(STATE)
+    result._metadata["1"] = note  # type: ignore[attr-defined]
+    return result
+
+
+@pytest.mark.parametrize(
+    "note",
+    [{"version": 2, ASSIGN: True}, {ASSIGN: False}, {"version": 1}, 5, None, [ASSIGN]],
+    ids=str,
+)
+def test_metadata_that_decide_how_a_module_is_loaded(note: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    torch.save(noted(note), path)
+    ours, twin = make_model(), make_model()
+    before = [id(parameter) for parameter in (*ours.parameters(), *ours.buffers())]
+    outcome = outcome_of(apply_state_dict, ours, path)
+    assert outcome == outcome_of(torch_load, twin, noted(note))
+    assert_same_state(ours, twin)
+    after = [id(parameter) for parameter in (*ours.parameters(), *ours.buffers())]
+    is_assigned = isinstance(note, dict) and note.get(ASSIGN, False)
+    assert (before != after) == is_assigned
+
+
+@pytest.mark.parametrize("metadata", [5, {"0": 5}, [1], ()], ids=str)
+def test_metadata_of_another_form(metadata: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    entries = shifted(STATE)
+    entries._metadata = metadata  # type: ignore[attr-defined]
+    torch.save(entries, path)
+    ours, twin = make_model(), make_model()
+    outcome = outcome_of(apply_state_dict, ours, path)
+    assert outcome == outcome_of(torch_load, twin, entries)

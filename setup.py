@@ -46,6 +46,7 @@ SOURCES = [
     "csrc/os/output_file_posix.cpp",
     f"csrc/os/page_cache_{PLATFORM}.cpp",
     f"csrc/os/page_out_{PLATFORM}.cpp",
+    "csrc/os/path_checks_posix.cpp",
     f"csrc/os/residency_{PLATFORM}.cpp",
     f"csrc/os/threads_{PLATFORM}.cpp",
     "csrc/os/threads_posix.cpp",

@@ -15,6 +15,7 @@ from torch.nn import Module, Parameter
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.overrides import is_tensor_like
 
+from ckpt_streamer import _ops
 from ckpt_streamer._changes import Changes
 from ckpt_streamer._check import (
     Report,
@@ -35,8 +36,6 @@ from ckpt_streamer._source import Metadata
 _logger = logging.getLogger("ckpt_streamer")
 
 Converter = Callable[[Module, Module, Tensor], Tensor]
-
-_FAULT_BYTES = 2 * 1024 * 1024
 
 # Of tensors that are copied by one call.
 _LOT = 512
@@ -133,8 +132,9 @@ class StateDictLoad:
         )
         over_bytes = stats["bytes_over_limit"]
         # Below this, limits hold to within what one fault may map.
-        is_exact = self._memory_limit_bytes >= 2 * _FAULT_BYTES
-        if over_bytes > (0 if is_exact else _FAULT_BYTES):
+        fault_bytes = _ops.fault_extent_bytes()
+        is_exact = self._memory_limit_bytes >= 2 * fault_bytes
+        if over_bytes > (0 if is_exact else fault_bytes):
             _warn(
                 f"{over_bytes} bytes of the file more than the limit of "
                 f"{self._memory_limit_bytes} bytes were in memory at once: a hook, an "

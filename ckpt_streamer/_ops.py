@@ -126,12 +126,16 @@ def _refuse_tracing() -> None:
         )
 
         text: Any = (
-            "ops of ckpt_streamer that read files or make streams are not traced, "
-            "as the graph would hold what the file has now: call them outside of it"
+            "ops of ckpt_streamer that read or write files, or make streams, are not "
+            "traced, as the graph would hold what the file has now: call them outside "
+            "of it"
         )
         raise UnsupportedOperatorException(text)
 
-    for name in ("open", "open.paths", "stream", "load_into", "load_into.paths"):
+    for name in (
+        *("open", "open.paths", "stream", "load_into", "load_into.paths"),
+        *("create", "_create"),
+    ):
         torch.library.register_fake(f"ckpt_streamer::{name}", refuse)
 
 
@@ -146,6 +150,12 @@ def default_memory_limit() -> tuple[int, str]:
     """Return the limit, in bytes, for those who name none, and why it is that."""
     limit_bytes, explanation = torch.ops.ckpt_streamer._default_memory_limit()
     return limit_bytes, explanation
+
+
+def fault_extent_bytes() -> int:
+    """The most that touching one byte of a mapped file can map."""
+    extent_bytes: int = torch.ops.ckpt_streamer._fault_extent_bytes()
+    return extent_bytes
 
 
 def windows(memory_limit_bytes: int) -> WindowHandle:

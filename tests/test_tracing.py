@@ -17,8 +17,8 @@ import ckpt_streamer
 MIB = 1024 * 1024
 ops = torch.ops.ckpt_streamer
 NOT_TRACED = (
-    "ops of ckpt_streamer that read files or make streams are not traced, as the "
-    "graph would hold what the file has now: call them outside of it"
+    "ops of ckpt_streamer that read or write files, or make streams, are not traced, "
+    "as the graph would hold what the file has now: call them outside of it"
 )
 
 
@@ -42,12 +42,19 @@ def load_and_double(path: str, x: Tensor) -> Tensor:
     return x * 2
 
 
+def write_and_double(path: str, x: Tensor) -> Tensor:
+    writer = ops.create(path + ".safetensors", {"x": x}, MIB)
+    writer.write("x", x)
+    writer.finish()
+    return x * 2
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("function", [sum_of, load_and_double])
+@pytest.mark.parametrize("function", [sum_of, load_and_double, write_and_double])
 def test_compile_breaks_the_graph(function: object, path: str) -> None:
     assert callable(function)
     compiled = torch.compile(function, backend="eager")
@@ -61,7 +68,7 @@ def test_compile_breaks_the_graph(function: object, path: str) -> None:
         torch.compile(function, backend="eager", fullgraph=True)(path, torch.zeros(4))
 
 
-@pytest.mark.parametrize("function", [sum_of, load_and_double])
+@pytest.mark.parametrize("function", [sum_of, load_and_double, write_and_double])
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_says_why_not(function: object, strict: bool, path: str) -> None:
     class Exported(nn.Module):
@@ -83,6 +90,7 @@ def test_fake_tensors_are_refused(path: str) -> None:
             lambda: ops.stream({"a": parameter}, MIB),
             lambda: ops.load_into({"a": parameter}, path, MIB),
             lambda: ops.load_into({"a": parameter}, [path], MIB),
+            lambda: ops.create(path, {"a": parameter}, MIB),
         ]
         for call in calls:
             with pytest.raises(RuntimeError, match=NOT_TRACED):

@@ -14,6 +14,7 @@
 #include "ops/stream_handle.h"
 #include "ops/window_handle.h"
 #include "ops/writer_handle.h"
+#include "os/residency.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -177,6 +178,9 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       library,
       "_default_memory_limit() -> (int, str)",
       explained_default_memory_limit);
+  define(library, "_fault_extent_bytes() -> int", [] {
+    return static_cast<int64_t>(os::fault_extent_bytes());
+  });
 
   // A file's tensors into tensors that are there already (see ops/load_into.h).
   // Returns the names that the file does not have, and those that only it has.

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "os/file.h"
 #include "os/file_time.h"
+#include "os/path_checks.h"
 #include "os/residency.h"
 
 namespace ckpt_streamer::os {
@@ -76,28 +77,14 @@ PathKind path_kind(const std::string& path) noexcept {
 }
 
 File::File(std::string path) : path_(std::move(path)) {
-  // open(2) would cut the name at a NUL and open another file.
-  if (path_.find('\0') != std::string::npos) {
-    throw CheckpointError(
-        ErrorKind::kInvalidArgument,
-        path_,
-        "the path holds a NUL character, expected a file's name");
-  }
+  check_path(path_);
   descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor_ < 0) {
     throw_errno(path_, "open", errno);
   }
   try {
     const struct stat status = status_of(descriptor_, path_);
-    if (!S_ISREG(status.st_mode)) {
-      throw CheckpointError(
-          ErrorKind::kInvalidArgument,
-          path_,
-          std::string(
-              S_ISDIR(status.st_mode) ? "is a directory"
-                                      : "is not a regular file") +
-              ", expected a checkpoint file");
-    }
+    check_regular(status, path_, "a checkpoint file");
     size_bytes_ = static_cast<uint64_t>(status.st_size);
     modified_ns_ = modified_ns(status);
   } catch (...) {

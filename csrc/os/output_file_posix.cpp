@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "os/output_file.h"
+#include "os/path_checks.h"
 
 namespace ckpt_streamer::os {
 namespace {
@@ -45,24 +46,13 @@ OutputFile::OutputFile(
     Cache cache,
     Existing existing)
     : path_(std::move(path)), cache_(cache), existing_(existing) {
-  if (path_.find('\0') != std::string::npos) {
-    throw CheckpointError(
-        ErrorKind::kInvalidArgument,
-        path_,
-        "the path holds a NUL character, expected a file's name");
-  }
+  check_path(path_);
   target_ = followed(path_);
   folder_ = folder_of(target_);
   struct stat status = {};
   const bool exists = ::stat(target_.c_str(), &status) == 0;
-  if (exists && !S_ISREG(status.st_mode)) {
-    throw CheckpointError(
-        ErrorKind::kInvalidArgument,
-        path_,
-        std::string(
-            S_ISDIR(status.st_mode) ? "is a directory"
-                                    : "is not a regular file") +
-            ", expected the name of a file to write");
+  if (exists) {
+    check_regular(status, path_, "the name of a file to write");
   }
   if (exists && existing_ == Existing::kRefuse) {
     throw_errno(path_, "write", EEXIST);

@@ -53,6 +53,18 @@ constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
 constexpr uint64_t kPageIsSwapped = uint64_t{1} << 4;
 constexpr uint64_t kPageIsHuge = uint64_t{1} << 6;
 
+// Of pages in the range; which of them, and what is said of them, is the
+// caller's to add.
+PagemapScan scan_of(const ByteRange& range, std::span<PageRegion> regions) {
+  PagemapScan scan{};
+  scan.size = sizeof(scan);
+  scan.start = range.begin;
+  scan.end = range.end;
+  scan.vec = reinterpret_cast<uint64_t>(regions.data());
+  scan.vec_len = regions.size();
+  return scan;
+}
+
 // Documentation/admin-guide/mm/pagemap.rst, the bits of one entry.
 constexpr uint64_t kEntryPresent = uint64_t{1} << 63;
 constexpr uint64_t kEntrySwapped = uint64_t{1} << 62;
@@ -274,12 +286,7 @@ bool Residency::for_each_run(
   uint64_t cursor = range.begin;
   while (fast_scan_works_ && cursor < range.end) {
     std::array<PageRegion, 256> regions;
-    PagemapScan scan{};
-    scan.size = sizeof(scan);
-    scan.start = cursor;
-    scan.end = range.end;
-    scan.vec = reinterpret_cast<uint64_t>(regions.data());
-    scan.vec_len = regions.size();
+    PagemapScan scan = scan_of({cursor, range.end}, regions);
     if (clean) {
       scan.category_mask = kPageIsFile | kPageIsPresent;
     } else {
@@ -497,12 +504,9 @@ uint64_t Residency::list_runs(
   const size_t most = runs.size() + most_runs;
   while (fast_scan_works_ && cursor < range.end && runs.size() < most) {
     std::array<PageRegion, 256> regions;
-    PagemapScan scan{};
-    scan.size = sizeof(scan);
-    scan.start = cursor;
-    scan.end = range.end;
-    scan.vec = reinterpret_cast<uint64_t>(regions.data());
-    scan.vec_len = std::min(regions.size(), most - runs.size());
+    const size_t wanted = std::min(regions.size(), most - runs.size());
+    PagemapScan scan =
+        scan_of({cursor, range.end}, std::span(regions).first(wanted));
     scan.category_anyof_mask = kPageIsPresent | kPageIsSwapped;
     scan.return_mask = kPageIsFile | kPageIsHuge;
     const int count = ::ioctl(descriptor_, kPagemapScan, &scan);

@@ -134,6 +134,7 @@ SOURCES = [
     "csrc/api/jit.cpp",
     "csrc/api/load.cpp",
     "csrc/api/stream.cpp",
+    "csrc/api/write.cpp",
 ]
 PUBLIC = Path("ckpt_streamer/include")
 HEADERS = sorted(map(str, [*Path("csrc").glob("*/*.h"), *PUBLIC.glob("*/*.h")]))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 import ckpt_streamer
 
@@ -74,6 +77,20 @@ def libraries_of(program: Path) -> Sequence[str]:
         check=True,
     )
     return [line.split()[0] for line in done.stdout.splitlines()]
+
+
+def exported_functions() -> set[str]:
+    """What other programs can call of the library, ``ckpt_streamer::v1::open``."""
+    symbols = subprocess.run(
+        ["nm", "-DC", "--defined-only", ckpt_streamer.library_path()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if symbols.returncode != 0:
+        pytest.skip("needs nm, from binutils")
+    names = {line.split(" ", 2)[2] for line in symbols.stdout.splitlines()}
+    return {re.split(r"[(\[]", name)[0] for name in names}
 
 
 def bare_environment() -> dict[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 import torch.utils.cpp_extension
 from cpp_programs import (
@@ -17,6 +18,7 @@ from cpp_programs import (
     bare_environment,
     build_program,
     configure,
+    exported_functions,
     libraries_of,
     run,
     tool,
@@ -45,7 +47,8 @@ def test_all_is_in_the_package() -> None:
     assert folder != ROOT / "ckpt_streamer"
     [headers] = ckpt_streamer.include_paths()
     assert folder in Path(headers).parents
-    for header in ("stream.h", "load.h", "jit.h", "export.h", "torch_version.h"):
+    names = ("stream", "load", "jit", "write", "export", "torch_version")
+    for header in (f"{name}.h" for name in names):
         assert (Path(headers) / "ckpt_streamer" / header).exists()
     [libraries] = ckpt_streamer.library_paths()
     assert Path(ckpt_streamer.library_path()).parent == Path(libraries)
@@ -96,6 +99,63 @@ def test_loading_into_a_module(
     assert f"{large_checkpoint}: missing 'x', unexpected 'w0', 'w1'" in strict.stderr
 
 
+def test_writing(consumer: Path, large_checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "half.safetensors"
+    figures = figures_of(run(consumer, "write", large_checkpoint, 8 * MIB, target))
+    written = safetensors.torch.load_file(target)
+    expected = torch.load(large_checkpoint)
+    assert written.keys() == expected.keys()
+    for name, tensor in written.items():
+        assert torch.equal(tensor, expected[name].to(torch.float16)), name
+    with safetensors.safe_open(target, "pt") as file:
+        assert file.metadata() == {"made by": "C++"}
+    assert figures["files"] == str(target)
+    assert int(figures["size_bytes"]) == target.stat().st_size
+    assert int(figures["bytes_written"]) == 32 * MIB
+    assert 0 < int(figures["peak"]) <= 8 * MIB
+
+    # Left without finish(): nothing of it is there.
+    assert figures["before"] == "0"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "half.safetensors",
+        *("tied-00001-of-00002.pt", "tied-00002-of-00002.pt", "tied.pt.index.json"),
+    ]
+    tied = torch.load(tmp_path / "tied-00001-of-00002.pt")
+    assert tied["a"].data_ptr() == tied["b"].data_ptr()
+    assert figures["tied_files"] == str(tmp_path / "tied.pt.index.json")
+
+
+def test_errors_of_writing_are_those_of_python(consumer: Path, tmp_path: Path) -> None:
+    target = str(tmp_path / "new.safetensors")
+    nowhere = str(tmp_path / "none/new.safetensors")
+    texts = figures_of(run(consumer, "write_errors", target, nowhere))
+    ops, ones = torch.ops.ckpt_streamer, torch.ones(2)
+    writer = ops.create(target, {"a": ones}, MIB)
+    for name, call in {
+        "no_limit": lambda: ops.create(target, {"a": ones}, 0),
+        "no_format": lambda: ops.create(target, {"a": ones}, MIB, format="x"),
+        "no_tied": lambda: ops.create(target, {"a": ones}, MIB, tied="x"),
+        "tied": lambda: ops.create(target, {"a": ones, "b": ones}, MIB),
+        "sparse": lambda: ops.create(target, {"a": ones.to_sparse()}, MIB),
+        "nowhere": lambda: ops.create(nowhere, {"a": ones}, MIB),
+        "undeclared": lambda: writer.write("x", ones),
+        "shape": lambda: writer.write("a", torch.ones(3)),
+        "unfinished": writer.finish,
+    }.items():
+        with pytest.raises(Exception, match=r".") as raised:
+            call()
+        assert str(raised.value).split("\nException raised")[0] == texts[name], name
+    writer.close()
+    with pytest.raises(ValueError, match="the writer is closed") as raised:
+        writer.size_bytes()
+    assert str(raised.value) == texts["closed"]
+    assert texts["no_writer"].startswith(
+        "expected a torch.classes.ckpt_streamer.CheckpointWriter, found "
+        "__torch__.torch.classes.ckpt_streamer.StreamHandle"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_python_in_the_process(consumer: Path) -> None:
     names = libraries_of(consumer)
     assert "libckpt_streamer.so" in names
@@ -134,21 +194,12 @@ def test_errors_are_those_of_python(
 
 
 def test_only_the_interface_is_exported() -> None:
-    symbols = subprocess.run(
-        ["nm", "-DC", "--defined-only", ckpt_streamer.library_path()],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if symbols.returncode != 0:
-        pytest.skip("needs nm, from binutils")
-    names = {line.split(" ", 2)[2] for line in symbols.stdout.splitlines()}
-    functions = {re.split(r"[(\[]", name)[0] for name in names}
-    assert functions == {
+    assert exported_functions() == {
         *(
             f"ckpt_streamer::v1::{name}"
             for name in (
                 "copy_",
+                "create",
                 "jit_load",
                 "load_into",
                 "open",
@@ -162,6 +213,14 @@ def test_only_the_interface_is_exported() -> None:
             for name in (
                 *("Stream", "~Stream", "operator=", "has_next", "next", "tensor"),
                 *("slice", "release", "reset", "size", "stats"),
+                *("to_ivalue", "from_ivalue"),
+            )
+        ),
+        *(
+            f"ckpt_streamer::v1::CheckpointWriter::{name}"
+            for name in (
+                *("CheckpointWriter", "~CheckpointWriter", "operator=", "write"),
+                *("size_bytes", "bytes_written", "finish", "close"),
                 *("to_ivalue", "from_ivalue"),
             )
         ),

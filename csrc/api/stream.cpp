@@ -1,11 +1,9 @@
 // The public C++ interface: thin over ops/, whose types it keeps to itself.
 #include "ckpt_streamer/stream.h"
 
-#include <ATen/core/ivalue.h>
-#include <torch/custom_class.h>
-
 #include <utility>
 
+#include "api/handle_value.h"
 #include "api/op_limit.h"
 #include "ops/copy_under_limit.h"
 #include "ops/default_limit.h"
@@ -93,11 +91,8 @@ c10::IValue Stream::to_ivalue() const {
 }
 
 Stream Stream::from_ivalue(const c10::IValue& handle) {
-  TORCH_CHECK_TYPE(
-      handle.isObject() && handle.type() == c10::getCustomClassType<Handle>(),
-      "expected a torch.classes.ckpt_streamer.StreamHandle, found ",
-      handle.type()->repr_str());
-  return StreamAccess::make(handle.toCustomClass<ops::StreamHandle>());
+  return StreamAccess::make(
+      handle_of_value<ops::StreamHandle>(handle, "StreamHandle"));
 }
 
 Stream open(const std::string& path, const OpenOptions& options) {

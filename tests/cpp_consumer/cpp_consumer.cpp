@@ -3,15 +3,19 @@
 //   cpp_consumer stream <checkpoint> <memory_limit_bytes>
 //   cpp_consumer load <checkpoint> <memory_limit_bytes> <module> [strict]
 //   cpp_consumer errors <checkpoint> <missing file>
+//   cpp_consumer write <checkpoint> <memory_limit_bytes> <new file>
+//   cpp_consumer write_errors <new file> <file in a missing folder>
 #include <ATen/ATen.h>
 #include <ckpt_streamer/jit.h>
 #include <ckpt_streamer/load.h>
 #include <ckpt_streamer/stream.h>
+#include <ckpt_streamer/write.h>
 #include <torch/script.h>
 
 #include <concepts>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <functional>
 #include <iterator>
 #include <ranges>
@@ -21,11 +25,14 @@
 
 namespace {
 
+using ckpt_streamer::CheckpointWriter;
 using ckpt_streamer::NamedTensor;
 using ckpt_streamer::Stream;
 
 static_assert(std::ranges::input_range<Stream>);
 static_assert(std::movable<Stream> && !std::copyable<Stream>);
+static_assert(
+    std::movable<CheckpointWriter> && !std::copyable<CheckpointWriter>);
 static_assert(
     std::same_as<std::ranges::range_reference_t<Stream>, const NamedTensor&>);
 
@@ -163,6 +170,99 @@ void errors(const std::string& path, const std::string& missing) {
   expect<c10::IndexError>("past_the_end", [&] { (void)stream.next(); });
 }
 
+void write(
+    const std::string& path,
+    uint64_t memory_limit_bytes,
+    const std::string& target) {
+  Stream source =
+      ckpt_streamer::open(path, {.memory_limit_bytes = memory_limit_bytes});
+  c10::Dict<std::string, at::Tensor> declared;
+  const at::TensorOptions half_on_meta =
+      at::TensorOptions(at::kHalf).device(at::kMeta);
+  for (const auto& [name, tensor] : source) {
+    declared.insert(name, at::empty_like(tensor, half_on_meta));
+  }
+  CheckpointWriter first = ckpt_streamer::create(
+      target,
+      declared,
+      {.memory_limit_bytes = memory_limit_bytes,
+       .metadata = {{"made by", "C++"}}});
+  CheckpointWriter writer = std::move(first);
+  CheckpointWriter same = CheckpointWriter::from_ivalue(writer.to_ivalue());
+  source.reset();
+  size_t count = 0;
+  for (const auto& [name, tensor] : source) {
+    (++count % 2 == 0 ? writer : same).write(name, tensor);
+  }
+  print("size_bytes", static_cast<double>(writer.size_bytes()));
+  print("bytes_written", static_cast<double>(writer.bytes_written()));
+  print("before", std::filesystem::exists(target) ? "1" : "0");
+  for (const std::string& file : writer.finish()) {
+    print("files", file);
+  }
+  same.close();
+  print("peak", static_cast<double>(source.stats().peak_bytes_resident));
+
+  // What goes without finish() leaves nothing; tied tensors, in two files.
+  const std::filesystem::path folder =
+      std::filesystem::path(target).parent_path();
+  const at::Tensor tied = at::ones({64});
+  c10::Dict<std::string, at::Tensor> state;
+  state.insert("a", tied);
+  state.insert("b", tied);
+  state.insert("c", at::ones({64}));
+  {
+    CheckpointWriter left = ckpt_streamer::create(folder / "left.pt", state);
+    left.write("a", tied);
+  }
+  CheckpointWriter shards = ckpt_streamer::create(
+      folder / "tied.pt",
+      state,
+      {.shard_size_bytes = 256, .drop_page_cache = true});
+  for (const auto& entry : state) {
+    shards.write(entry.key(), entry.value());
+  }
+  print("tied_files", shards.finish().front());
+}
+
+void write_errors(const std::string& target, const std::string& nowhere) {
+  const at::Tensor ones = at::ones({2});
+  c10::Dict<std::string, at::Tensor> declared;
+  declared.insert("a", ones);
+  c10::Dict<std::string, at::Tensor> tied = declared.copy();
+  tied.insert("b", ones);
+  c10::Dict<std::string, at::Tensor> sparse;
+  sparse.insert("a", ones.to_sparse());
+  expect<c10::ValueError>("no_limit", [&] {
+    (void)ckpt_streamer::create(target, declared, {.memory_limit_bytes = 0});
+  });
+  expect<c10::ValueError>("no_format", [&] {
+    (void)ckpt_streamer::create(target, declared, {.format = "x"});
+  });
+  expect<c10::ValueError>("no_tied", [&] {
+    (void)ckpt_streamer::create(target, declared, {.tied = "x"});
+  });
+  expect<c10::ValueError>("tied", [&] {
+    (void)ckpt_streamer::create(target, tied);
+  });
+  expect<c10::NotImplementedError>("sparse", [&] {
+    (void)ckpt_streamer::create(target, sparse);
+  });
+  expect<c10::Error>("nowhere", [&] {
+    (void)ckpt_streamer::create(nowhere, declared);
+  });
+  expect<c10::TypeError>("no_writer", [&] {
+    (void)CheckpointWriter::from_ivalue(
+        ckpt_streamer::stream(declared).to_ivalue());
+  });
+  CheckpointWriter writer = ckpt_streamer::create(target, declared);
+  expect<c10::ValueError>("undeclared", [&] { writer.write("x", ones); });
+  expect<c10::ValueError>("shape", [&] { writer.write("a", at::ones({3})); });
+  expect<c10::ValueError>("unfinished", [&] { writer.finish(); });
+  writer.close();
+  expect<c10::ValueError>("closed", [&] { (void)writer.size_bytes(); });
+}
+
 int run(const std::string& what, int argc, char** argv) {
   if (what == "stream" && argc == 4) {
     stream(argv[2], std::stoull(argv[3]));
@@ -170,6 +270,10 @@ int run(const std::string& what, int argc, char** argv) {
     load(argv[2], std::stoull(argv[3]), argv[4], argc > 5);
   } else if (what == "errors" && argc == 4) {
     errors(argv[2], argv[3]);
+  } else if (what == "write" && argc == 5) {
+    write(argv[2], std::stoull(argv[3]), argv[4]);
+  } else if (what == "write_errors" && argc == 4) {
+    write_errors(argv[2], argv[3]);
   } else {
     return 2;
   }

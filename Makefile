@@ -13,6 +13,7 @@
 # make check-real   published checkpoints against torch (downloads 340 MB)
 # make check-differential   generated checkpoints against torch, ten thousands
 # make check-writers   threads that write while tensors are streamed, WRITER_SECONDS
+# make docs   the reference documentation, into .cache/docs
 # make tidy   clang-tidy over the layers below torch
 # make clean  remove what the others made
 #
@@ -52,7 +53,7 @@ REPLAY_OBJECTS := .cache/cpp/tests/fuzz/replay_main.o $(FUZZED_SOURCES:%.cpp=.ca
 
 .PHONY: demo test bench bench-open bench-apply bench-scripts bench-convert bench-cold bench-limits bench-rss build check \
   cpp-tests check-sanitizers check-faults check-writers check-real fuzz fuzz-replay \
-  check-differential format tidy clean
+  check-differential docs format tidy clean
 
 demo: build
 	$(BIN)/python bench/demo.py
@@ -158,6 +159,9 @@ check-differential: build
 WRITER_SECONDS ?= 600
 check-writers: build
 	CKPT_STREAMER_WRITER_SECONDS=$(WRITER_SECONDS) $(BIN)/pytest tests/test_watch.py -k no_write
+
+docs: build
+	$(BIN)/sphinx-build -q -W --keep-going docs .cache/docs
 
 -include $(TEST_OBJECTS:.o=.d) $(SANITIZED_OBJECTS:.o=.d) $(THREAD_SANITIZED_OBJECTS:.o=.d)
 

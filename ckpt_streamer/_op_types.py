@@ -42,7 +42,7 @@ class StreamHandle(Protocol):
 
         Raises:
             ValueError: As :meth:`tensor`, or it has no dimensions.
-            IndexError: Unless ``0 <= begin <= end <= `` its first size.
+            IndexError: Unless ``0 <= begin <= end``, the latter within its first size.
         """
 
     def release(self) -> None:

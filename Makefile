@@ -1,6 +1,9 @@
 # make demo   set up, then run the main job on a checkpoint of more than 1 GiB
 # make test   set up, then format, lint, types, C++ tests, Python tests
-# make bench  set up, then measure against plain mmap (some minutes, 6 GiB disk)
+# make bench  set up, then measure against plain mmap and all peers, quickly (10 minutes)
+# make bench-full  the same in full (hours, 25 GiB of disk, 24 GiB of memory; goes on
+#             where it was stopped)
+# make bench-iterate  against plain mmap alone, in full (some minutes, 6 GiB of disk)
 # make bench-open   opening and reading files, against torch.load and safetensors
 # make bench-apply  the same for loading into models, against load_state_dict (15 GiB memory)
 # make bench-scripts  loops in C++ and TorchScript, and loading TorchScript archives
@@ -18,9 +21,12 @@
 # make clean  remove what the others made
 #
 # PYTHON=python3.12 make test   picks the interpreter of the environment.
+# ORIGINAL=PATH make bench      measures a checkout of the original project as well.
 
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS_BIN := .venv-peers/bin
+WITH_ORIGINAL := $(if $(ORIGINAL),--original $(ORIGINAL))
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/cpp/*.h tests/cpp/*.cpp tests/cpp_consumer/*.cpp \
   tests/fuzz/*.h tests/fuzz/*.cpp tests/faults/*.cpp ckpt_streamer/include/*/*.h examples/*/*.cpp bench/*.cpp)
 PACKAGE_DATA := csrc/api/exports.map $(wildcard ckpt_streamer/share/cmake/*/*.cmake)
@@ -51,7 +57,7 @@ FUZZED_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cp
 FUZZED_OBJECTS := $(FUZZED_SOURCES:%.cpp=.cache/fuzz/%.o)
 REPLAY_OBJECTS := .cache/cpp/tests/fuzz/replay_main.o $(FUZZED_SOURCES:%.cpp=.cache/cpp/%.o)
 
-.PHONY: demo test bench bench-open bench-apply bench-scripts bench-convert bench-cold bench-limits bench-rss build check \
+.PHONY: demo test bench bench-full bench-iterate bench-figures bench-peers bench-open bench-apply bench-scripts bench-convert bench-cold bench-limits bench-rss build check \
   cpp-tests check-sanitizers check-faults check-writers check-real fuzz fuzz-replay \
   check-differential docs format tidy clean
 
@@ -61,9 +67,27 @@ demo: build
 test: check build
 	$(BIN)/pytest
 
-bench: build
-	$(BIN)/python bench/iterate.py
+bench: build .venv-peers/.installed
+	$(BIN)/python bench/iterate.py --quick $(WITH_ORIGINAL)
+	$(PEERS_BIN)/python bench/figures.py --quick $(WITH_ORIGINAL)
+	$(PEERS_BIN)/python bench/peers.py --quick $(WITH_ORIGINAL)
+	$(PEERS_BIN)/python bench/plot.py --quick
+	$(PEERS_BIN)/python bench/tables.py --quick
+
+bench-full: bench-iterate bench-figures bench-peers
+
+bench-iterate: build
+	$(BIN)/python bench/iterate.py $(WITH_ORIGINAL)
 	$(BIN)/python bench/plot.py
+
+bench-figures: build .venv-peers/.installed
+	$(PEERS_BIN)/python bench/figures.py $(WITH_ORIGINAL)
+	$(PEERS_BIN)/python bench/plot.py
+
+bench-peers: build .venv-peers/.installed
+	$(PEERS_BIN)/python bench/peers.py $(WITH_ORIGINAL)
+	$(PEERS_BIN)/python bench/plot.py
+	$(PEERS_BIN)/python bench/tables.py
 
 bench-open: build
 	$(BIN)/python bench/open.py
@@ -181,11 +205,22 @@ tidy: .venv/.requirements
 	$(BIN)/clang-tidy --quiet $(CORE_SOURCES) -- -std=c++20 -Icsrc
 
 clean:
-	rm -rf .venv .cache build dist *.egg-info
+	rm -rf .venv .venv-peers .cache build dist *.egg-info
 
 .venv/.requirements: requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# The peers beside what .venv has, so that torch is the same: they see it, and pip
+# brings in no other. What they bring in themselves stays out of .venv.
+SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+.venv-peers/.installed: .venv/.requirements requirements-peers.txt
+	$(PYTHON) -m venv --without-pip .venv-peers
+	$(abspath $(BIN))/python $(SITE_PACKAGES) > \
+	  "$$($(PEERS_BIN)/python $(SITE_PACKAGES))/beside.pth"
+	$(PEERS_BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c requirements-dev.txt -r requirements-peers.txt
 	touch $@
 
 # As a user installs it. The compiler's output stays in build/, so that only

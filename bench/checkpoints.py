@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import mmap
 import multiprocessing
 import sys
+import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,26 @@ def safetensors_checkpoint(count: int, elements: int) -> Path:
     return _made(path, _save_safetensors, count, elements, 0)
 
 
+def tensorizer_checkpoint(count: int, elements: int) -> Path:
+    """Return the same in tensorizer's own format.
+
+    Raises:
+        ImportError: tensorizer is not installed.
+        RuntimeError: It cannot write so many tensors.
+    """
+    path = CACHE / f"tensors-{count}x{elements}.tensors"
+    return _made(path, _save_tensorizer, tensors_checkpoint(count, elements))
+
+
+def repeated_checkpoint(count: int, elements: int) -> Path:
+    """Return a file of ``count`` f32 tensors with the same random numbers.
+
+    Making it needs the memory of one of them: the others would not fit.
+    """
+    path = CACHE / f"repeated-{count}x{elements}.pt"
+    return _made(path, _save_repeated, count, elements)
+
+
 def sharded_checkpoint(count: int, elements: int) -> Path:
     """Return the index of the same in four safetensors files."""
     stem = f"sharded-{count}x{elements}"
@@ -77,6 +101,12 @@ def saved_checkpoint(name: str, state_dict: Callable[[], object]) -> Path:
     return path
 
 
+def remove_checkpoints(count: int, elements: int) -> None:
+    """Remove the files of so many tensors, of all formats."""
+    for path in CACHE.glob(f"*-{count}x{elements}.*"):
+        path.unlink()
+
+
 def _save_tensors(path: Path, count: int, elements: int) -> None:
     torch.save(_tensors(count, elements), path)
 
@@ -96,6 +126,25 @@ def _save_safetensors(path: Path, count: int, elements: int, begin: int) -> None
     safetensors.torch.save_file(_tensors(count, elements, begin), path)
 
 
+def _save_tensorizer(path: Path, source: Path) -> None:
+    serializer = import_module("tensorizer").TensorSerializer(str(path))
+    serializer.write_state_dict(load(source))
+    serializer.close()
+
+
+def _save_repeated(path: Path, count: int, elements: int) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(torch.randn(elements).numpy().tobytes())
+        file.flush()
+        # Each a mapping of its own, and so a storage of its own to torch.save.
+        maps = [
+            mmap.mmap(file.fileno(), elements * 4, access=mmap.ACCESS_COPY)
+            for _ in range(count)
+        ]
+    tensors = [torch.frombuffer(each, dtype=torch.float32) for each in maps]
+    torch.save({f"key{i}": tensor for i, tensor in enumerate(tensors)}, path)
+
+
 def _tensors(count: int, elements: int, begin: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(begin)
     return {
@@ -111,18 +160,20 @@ def _save_model(path: Path, config: Config) -> None:
 
 
 def _made(path: Path, save: Callable[..., None], *args: Any) -> Path:
-    """Let a process of its own save the file, so that its memory ends with it."""
+    """Let a process of its own save the file, so that its memory ends with it.
+
+    What is raised there is raised here.
+    """
     if not path.exists():
         CACHE.mkdir(exist_ok=True)
         print(f"making {path.name} ...", file=sys.stderr)
         # Renamed when complete: an interrupted run leaves no half checkpoint.
         partial = path.with_suffix(".partial")
-        process = multiprocessing.get_context("spawn").Process(
-            target=save, args=(partial, *args)
-        )
-        process.start()
-        process.join()
-        if process.exitcode != 0:
-            raise RuntimeError(f"could not make {path}: code {process.exitcode}")
-        partial.rename(path)
+        context = multiprocessing.get_context("spawn")
+        try:
+            with ProcessPoolExecutor(1, mp_context=context) as processes:
+                processes.submit(save, partial, *args).result()
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return path

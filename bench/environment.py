@@ -14,6 +14,9 @@ import torch
 _HERE = Path(__file__).resolve().parent
 RESULTS = _HERE / "results"
 PLOTS = _HERE / "plots"
+# Not kept in the repository.
+QUICK_RESULTS = RESULTS / "quick"
+QUICK_PLOTS = PLOTS / "quick"
 
 
 def describe() -> dict[str, Any]:
@@ -31,23 +34,38 @@ def describe() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write figures, with their origin, to bench/results/, one row a line."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_result(
+    name: str, rows: list[dict[str, Any]], run: dict[str, Any] | None = None
+) -> Path:
+    """Write figures, with their origin, to bench/results/, one row a line.
+
+    ``run`` says how they were measured; those of quick runs are kept apart.
+    """
+    path = result_path(name, bool(run and run.get("quick")))
+    path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in rows)
-    origin = json.dumps(describe(), indent=1)
+    origin = json.dumps(describe() | ({"run": run} if run else {}), indent=1)
     path.write_text(f'{{"environment": {origin},\n"rows": [\n{lines}\n]}}\n')
     return path
 
 
-def read_rows(name: str) -> list[dict[str, Any]] | None:
-    """Return the rows that write_result() has written, if it has."""
-    path = RESULTS / f"{name}.json"
+def result_path(name: str, is_quick: bool = False) -> Path:
+    return (QUICK_RESULTS if is_quick else RESULTS) / f"{name}.json"
+
+
+def read_result(name: str, is_quick: bool = False) -> dict[str, Any] | None:
+    """Return what write_result() has written, if it has."""
+    path = result_path(name, is_quick)
     if not path.exists():
         return None
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
-    return rows
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def read_rows(name: str, is_quick: bool = False) -> list[dict[str, Any]] | None:
+    """Return the rows of it."""
+    result = read_result(name, is_quick)
+    return result["rows"] if result else None
 
 
 def _cpu_name() -> str:

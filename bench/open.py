@@ -146,7 +146,7 @@ def measure_times(case: Case, program: Path, threads: int) -> list[dict[str, Any
             "peer": peer,
             "threads": threads,
             "limit_mib": case.limit_mib,
-            # How many times faster.
+            "more_is_better": True,  # how many times faster
             "ratio": asdict(paired_ratio(seconds[peer], seconds[way])),
             "median_seconds": median(seconds[way]),
             "peer_median_seconds": median(seconds[peer]),

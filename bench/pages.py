@@ -11,6 +11,7 @@ from pathlib import Path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_LIBC.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22  # linux/mman.h
 _READ_BYTES = 8 * 1024 * 1024
@@ -63,6 +64,23 @@ def _mappings(path: Path) -> Iterator[tuple[int, int]]:
         if line.endswith(name):
             begin, _, end = line.split(maxsplit=1)[0].partition("-")
             yield int(begin, 16), int(end, 16)
+
+
+def cached_bytes(path: Path) -> int:
+    """Return how much of a file is in the page cache, in whole pages."""
+    with (
+        path.open("rb") as file,
+        # Only what could be written to has an address in ctypes.
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapping,
+    ):
+        page_count = -(-len(mapping) // mmap.PAGESIZE)
+        is_cached = ctypes.create_string_buffer(page_count)
+        first = ctypes.c_char.from_buffer(mapping)
+        result = _LIBC.mincore(ctypes.addressof(first), len(mapping), is_cached)
+        del first  # or the mapping cannot be closed
+        if result != 0:
+            raise OSError(ctypes.get_errno(), "mincore", str(path))
+        return is_cached.raw.count(1) * mmap.PAGESIZE
 
 
 def drop_resident(path: Path) -> None:

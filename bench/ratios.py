@@ -42,3 +42,8 @@ def paired_ratio(numerators: list[float], denominators: list[float]) -> Ratio:
         low=math.exp(center - half_width),
         high=math.exp(center + half_width),
     )
+
+
+def standard_error(values: list[float]) -> float:
+    """REQUIRES: two values or more."""
+    return statistics.stdev(values) / math.sqrt(len(values))

@@ -1,19 +1,22 @@
 """Converting a file to bfloat16 safetensors: memory and time.
 
-Time is a ratio to `dd` that reads the input and writes as many bytes as the output
-has, in the same run, and to loading, converting and `safetensors` `save_file`. All
-of them have the disk keep what they wrote.
+Memory is that of the process, sampled each millisecond, and in a further run the most
+that a cgroup was charged for whose limit is what the idle process needs, the limit
+and 10%. Time is a ratio to `dd` that reads the input and writes as many bytes as the
+output has, in the same run, and to loading, converting and `safetensors` `save_file`.
+All of them have the disk keep what they wrote.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +24,31 @@ import safetensors.torch
 import torch
 from checkpoints import CACHE, MIB, load, tensors_checkpoint
 from environment import write_result
+from memory_group import new_memory_group, why_none
+from pages import make_cold, read_through
+from ratios import paired_ratio
 from sampler import Marks, record
 
-import ckpt_streamer
+from ckpt_streamer import convert
 
 TARGET = CACHE / "converted.safetensors"
 COPY = CACHE / "copied.safetensors"
 
 
-def convert_in_child(marks: Marks, source: str, limit_mb: int) -> int:
-    """Convert, in a process that has done so with a small file before."""
+def rehearse(limit_mb: int, way: Callable[..., object] = convert) -> None:
     small = CACHE / "rehearsal.pt"
     torch.save({"a": torch.ones(1 << 20)}, small)
-    ckpt_streamer.convert(
-        small, CACHE / "rehearsal.safetensors", torch.bfloat16, memory_limit_mb=limit_mb
-    )
+    target = CACHE / "rehearsal.safetensors"
+    way(small, target, torch.bfloat16, memory_limit_mb=limit_mb)
+
+
+def convert_in_child(marks: Marks, source: str, limit_mb: int) -> None:
+    """Convert, in a process that has done so with a small file before."""
+    rehearse(limit_mb)
     marks.baseline()
     marks.start()
-    ckpt_streamer.convert(source, TARGET, torch.bfloat16, memory_limit_mb=limit_mb)
+    convert(source, TARGET, torch.bfloat16, memory_limit_mb=limit_mb)
     marks.done()
-    return TARGET.stat().st_size
 
 
 def measure_memory(source: Path, limit_mb: int) -> dict[str, Any]:
@@ -57,6 +65,48 @@ def measure_memory(source: Path, limit_mb: int) -> dict[str, Any]:
         "peak_anon_mib": round(recording.peak_anon_bytes / MIB, 1),
         "seconds": round(recording.work_seconds, 2),
     }
+
+
+def convert_in_group(
+    marks: Marks, source: str, limit_mb: int, group: Path
+) -> dict[str, Any]:
+    """Do that inside a cgroup, whose limit is set when the process is idle.
+
+    The memory that the process had before it moved in is charged elsewhere, so that
+    the group's limit is the stricter for it.
+    """
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    convert_dropping = partial(convert, drop_page_cache=True)
+    rehearse(limit_mb, convert_dropping)
+    idle_bytes = int((group / "memory.usage_in_bytes").read_text())
+    allowed_bytes = int((idle_bytes + limit_mb * MIB) * 1.1)
+    (group / "memory.limit_in_bytes").write_text(str(allowed_bytes))
+    (group / "memory.max_usage_in_bytes").write_text("0")
+    marks.baseline()
+    marks.start()
+    convert_dropping(source, TARGET, torch.bfloat16, memory_limit_mb=limit_mb)
+    marks.done()
+    events = dict(map(str.split, (group / "memory.oom_control").open()))
+    return {
+        "idle_mib": round(idle_bytes / MIB, 1),
+        "allowed_mib": round(allowed_bytes / MIB, 1),
+        "charged_mib": round(
+            int((group / "memory.max_usage_in_bytes").read_text()) / MIB, 1
+        ),
+        "oom_kills": int(events["oom_kill"]),
+    }
+
+
+def measure_in_group(source: Path, limit_mb: int) -> dict[str, Any]:
+    """Convert the file cold: what is in the page cache is charged to others."""
+    row: dict[str, Any] = {"what": "cgroup", "limit_mb": limit_mb}
+    if reason := why_none():
+        return row | {"why_none": reason}
+    make_cold(source)
+    with new_memory_group() as group:
+        assert group is not None
+        recording = record(convert_in_group, str(source), limit_mb, group)
+    return row | recording.result | {"seconds": round(recording.work_seconds, 2)}
 
 
 def with_dd(source: Path, _: int) -> None:
@@ -79,7 +129,7 @@ def with_dd(source: Path, _: int) -> None:
 
 
 def with_convert(source: Path, limit_mb: int) -> None:
-    ckpt_streamer.convert(source, TARGET, torch.bfloat16, memory_limit_mb=limit_mb)
+    convert(source, TARGET, torch.bfloat16, memory_limit_mb=limit_mb)
 
 
 def with_save_file(source: Path, _: int) -> None:
@@ -93,23 +143,10 @@ def with_save_file(source: Path, _: int) -> None:
     COPY.unlink()
 
 
-def drop_cached(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
-
-
-def warm(path: Path) -> None:
-    subprocess.run(
-        ["dd", "bs=4M", "status=none", f"if={path}", "of=/dev/null"], check=True
-    )
-
-
 def seconds_of(
     way: Callable[[Path, int], None], source: Path, limit_mb: int, is_cold: bool
 ) -> float:
-    (drop_cached if is_cold else warm)(source)
+    (make_cold if is_cold else read_through)(source)
     os.sync()
     begin = time.perf_counter()
     way(source, limit_mb)
@@ -119,7 +156,7 @@ def seconds_of(
 def measure_time(
     source: Path, limit_mb: int, pairs: int, is_cold: bool, usual: bool
 ) -> dict[str, Any]:
-    """Run the ways by turns; the ratio is the geometric mean of the pairs'."""
+    """Run the ways by turns."""
     ways = {"dd": with_dd, "convert": with_convert}
     if usual:
         ways["save_file"] = with_save_file
@@ -137,12 +174,9 @@ def measure_time(
     }
     for name, values in seconds.items():
         row[f"{name}_seconds"] = [round(value, 2) for value in values]
-        logs = [
-            math.log(own / theirs)
-            for own, theirs in zip(seconds["convert"], values, strict=True)
-        ]
         if name != "convert":
-            row[f"ratio_to_{name}"] = round(math.exp(sum(logs) / len(logs)), 3)
+            ratio = paired_ratio(seconds["convert"], values)
+            row[f"ratio_to_{name}"] = asdict(ratio)
     return row
 
 
@@ -151,7 +185,7 @@ def main() -> None:
     parser.add_argument("--tensors", type=int, default=1024, help="of 4 MiB")
     parser.add_argument("--limit", type=int, default=256, help="MiB")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--only", choices=["memory", "warm", "cold"])
+    parser.add_argument("--only", choices=["memory", "cgroup", "warm", "cold"])
     parser.add_argument("--usual", action="store_true", help="save_file as well")
     parser.add_argument("--write", action="store_true", help="to bench/results")
     arguments = parser.parse_args()
@@ -159,6 +193,8 @@ def main() -> None:
     rows = []
     if arguments.only in {None, "memory"}:
         rows.append(measure_memory(source, arguments.limit))
+    if arguments.only in {None, "cgroup"}:
+        rows.append(measure_in_group(source, arguments.limit))
     for name in ("warm", "cold"):
         if arguments.only in {None, name}:
             rows.append(

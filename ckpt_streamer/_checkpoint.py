@@ -109,7 +109,11 @@ class Checkpoint:
         self.close()
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        state = NamedState(self.slots, self.memory_limit_bytes, self.dtype, self._ended)
+        return self.iterate(self.slots)
+
+    def iterate(self, slots: _ops.SlotList) -> Iterator[tuple[str, Tensor]]:
+        """For this package alone: iterate over some of the slots."""
+        state = NamedState(slots, self.memory_limit_bytes, self.dtype, self._ended)
         self._streams.add(state)
         return NamedStream.of(state)
 

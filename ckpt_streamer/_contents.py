@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,19 +156,71 @@ class Health:
 
 
 def look_at(checkpoint: Checkpoint, done: Callable[[int], object]) -> Health:
-    """Count NaNs and infinities; ``done`` is told the bytes of each tensor."""
+    """Count NaNs and infinities; ``done`` is told the bytes that were looked at.
+
+    Tensors larger than the limit come last, and are read some rows at a time: it
+    holds as long as a single row does not exceed it.
+    """
     health = Health()
-    for name, tensor in checkpoint:
-        health.tensors += 1
+
+    def look(name: str, tensor: Tensor) -> None:
         for values in _number_pieces(tensor):
             health.elements += values.numel()
-            nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
-            if nan:
-                health.nan[name] = health.nan.get(name, 0) + nan
-            if infinite:
-                health.infinite[name] = health.infinite.get(name, 0) + infinite
+            for found, count in (
+                (health.nan, values.isnan().sum()),
+                (health.infinite, values.isinf().sum()),
+            ):
+                if count:
+                    found[name] = found.get(name, 0) + int(count)
         done(bytes_of_tensor(tensor))
+
+    entries = list(entries_of(checkpoint))
+    health.tensors = len(entries)
+    large = _large_names(checkpoint, entries)
+    for name, tensor in _iterate_without(checkpoint, entries, large):
+        look(name, tensor)
+    for entry in entries:
+        if entry.name in large:
+            for begin, end in _row_ranges(entry, checkpoint.memory_limit_bytes):
+                look(entry.name, checkpoint.slice(entry.name, begin, end))
     return health
+
+
+def _large_names(checkpoint: Checkpoint, entries: list[Entry]) -> set[str]:
+    """Find the tensors that are to be read by rows, to keep the limit."""
+    counts = Counter(entry.name for entry in entries)
+    return {
+        entry.name
+        for entry in entries
+        if entry.size_bytes > checkpoint.memory_limit_bytes // 2
+        and entry.kind == "strided"
+        and entry.shape
+        and counts[entry.name] == 1
+    }
+
+
+def _iterate_without(
+    checkpoint: Checkpoint, entries: list[Entry], names: Set[str]
+) -> Iterator[tuple[str, Tensor]]:
+    if not names:
+        return iter(checkpoint)
+    others = [i for i, entry in enumerate(entries) if entry.name not in names]
+    positions = torch.tensor(others, dtype=torch.int64)
+    return checkpoint.iterate(checkpoint.slots.at(positions))
+
+
+def _row_ranges(entry: Entry, limit_bytes: int) -> Iterator[tuple[int, int]]:
+    row_count = entry.shape[0]
+    at_once = max(1, limit_bytes // 2 * row_count // entry.size_bytes)
+    for begin in range(0, row_count, at_once):
+        yield begin, min(begin + at_once, row_count)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor is one block of numbers."""
+    return tensor.layout == torch.strided and not (
+        tensor.is_quantized or tensor.is_nested or tensor.is_meta
+    )
 
 
 def bytes_of_tensor(tensor: Tensor) -> int:
@@ -240,27 +293,57 @@ def differences_of(
     """Compare two checkpoints, name by name, bit by bit.
 
     Tensors of equal shapes and other dtypes have their values compared as well,
-    as float64 numbers.
+    as float64 numbers. Those larger than the limit come last, as in look_at().
     """
-    theirs = {entry.name: entry for entry in entries_of(second)}
-    ours = {entry.name: entry for entry in entries_of(first)}
+    both = [list(entries_of(each)) for each in (first, second)]
+    ours, theirs = ({entry.name: entry for entry in entries} for entries in both)
     for name, entry in theirs.items():
         if name not in ours:
             yield Difference(name, "only in the second", _described(entry))
-    for name, tensor in first:
+    large = _large_names(first, both[0]) | _large_names(second, both[1])
+    large = {
+        name for name in large if _are_comparable(ours.get(name), theirs.get(name))
+    }
+    for name, tensor in _iterate_without(first, both[0], large):
         entry, other = ours[name], theirs.get(name)
         if other is None:
             yield Difference(name, "only in the first", _described(entry))
-        elif entry.shape != other.shape or entry.kind != other.kind:
+        elif not _are_comparable(entry, other):
             text = f"{_described(entry)} and {_described(other)}"
             yield Difference(name, "shape", text)
         else:
-            if entry.dtype != other.dtype:
-                yield Difference(name, "dtype", f"{entry.dtype} and {other.dtype}")
-            found = _values_differ(tensor, second.tensor(name))
-            if found is not None:
-                yield Difference(name, "values", found)
+            pairs = iter([(tensor, second.tensor(name))])
+            yield from _differences_between(entry, other, pairs)
         done(bytes_of_tensor(tensor))
+    for entry in both[0]:
+        name = entry.name
+        if name in large:
+            other = theirs[name]
+            limit_bytes = min(first.memory_limit_bytes, second.memory_limit_bytes)
+            widest = max(entry, other, key=lambda each: each.size_bytes)
+            pairs = (
+                (first.slice(name, *rows), second.slice(name, *rows))
+                for rows in _row_ranges(widest, limit_bytes)
+            )
+            yield from _differences_between(entry, other, pairs)
+            done(entry.size_bytes)
+
+
+def _are_comparable(entry: Entry | None, other: Entry | None) -> bool:
+    if entry is None or other is None:
+        return False
+    return entry.shape == other.shape and entry.kind == other.kind
+
+
+def _differences_between(
+    entry: Entry, other: Entry, pairs: Iterator[tuple[Tensor, Tensor]]
+) -> Iterator[Difference]:
+    """Compare tensors of one name and shape, given whole or part by part."""
+    if entry.dtype != other.dtype:
+        yield Difference(entry.name, "dtype", f"{entry.dtype} and {other.dtype}")
+    found = _values_differ(pairs, math.prod(entry.shape))
+    if found is not None:
+        yield Difference(entry.name, "values", found)
 
 
 def _described(entry: Entry) -> str:
@@ -268,23 +351,26 @@ def _described(entry: Entry) -> str:
     return f"{kind}{entry.dtype} {list(entry.shape)}"
 
 
-def _values_differ(one: Tensor, other: Tensor) -> str | None:
+def _values_differ(
+    pairs: Iterator[tuple[Tensor, Tensor]], element_count: int
+) -> str | None:
     """Say how the values of two tensors of one shape differ, if they do."""
-    if one.layout != torch.strided or one.is_quantized or one.is_nested or one.is_meta:
-        return None if _equal_whole(one, other) else "not equal"
     count, largest = 0, 0.0
-    is_flat = one.is_contiguous() and other.is_contiguous()
-    with torch.no_grad():
-        pieces = pieces_of(one, is_flat), pieces_of(other, is_flat)
-        for left, right in zip(*pieces, strict=True):
-            if left.dtype == right.dtype and _same_bits(left, right):
-                continue
-            differ, distance = _distance(left, right)
-            count += differ
-            largest = max(largest, distance)
+    for one, other in pairs:
+        if not _is_dense(one):
+            return None if _equal_whole(one, other) else "not equal"
+        is_flat = one.is_contiguous() and other.is_contiguous()
+        with torch.no_grad():
+            pieces = pieces_of(one, is_flat), pieces_of(other, is_flat)
+            for left, right in zip(*pieces, strict=True):
+                if left.dtype == right.dtype and _same_bits(left, right):
+                    continue
+                differ, distance = _distance(left, right)
+                count += differ
+                largest = max(largest, distance)
     if not count:
         return None
-    return f"{count} of {one.numel()} differ, by {largest:.3g} at most"
+    return f"{count} of {element_count} differ, by {largest:.3g} at most"
 
 
 def _same_bits(left: Tensor, right: Tensor) -> bool:

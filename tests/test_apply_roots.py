@@ -257,7 +257,7 @@ def test_other_mappings_cost_no_call_for_each_key(tmp_path: Path) -> None:
 # What a file says of its modules, which is made only where PyTorch asks for it
 
 
-class Asking(nn.Linear):
+class Asking(nn.Sequential):
     """Looks at the metadata of all, as an override may."""
 
     def _load_from_state_dict(
@@ -268,16 +268,13 @@ class Asking(nn.Linear):
 
 
 def test_an_override_sees_the_metadata_of_the_file(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(Asking(2, 3), nn.BatchNorm1d(3))
+    model = Asking(*make_model())
     torch.save(STATE, tmp_path / "file.pt")
     apply_state_dict(model, tmp_path / "file.pt")
-    [asking, _] = model
-    assert isinstance(asking, Asking)
-    of_all, of_it = asking.seen
+    of_all, of_it = model.seen
     assert dict(of_all) == dict(STATE._metadata)  # type: ignore[attr-defined]
-    assert of_it is of_all["0"]
-    assert torch.equal(asking.weight, STATE["0.weight"])
+    assert of_it is of_all[""]
+    assert_loaded(model)
 
 
 def noted(note: Any) -> OrderedDict[str, Any]:
@@ -299,6 +296,9 @@ def test_metadata_that_decide_how_a_module_is_loaded(note: Any, tmp_path: Path) 
     before = [id(parameter) for parameter in (*ours.parameters(), *ours.buffers())]
     outcome = outcome_of(apply_state_dict, ours, path)
     assert outcome == outcome_of(torch_load, twin, noted(note))
+    if outcome.error is not None:  # with torch, in the midst of the load
+        assert_same_state(ours, make_model())
+        return
     assert_same_state(ours, twin)
     after = [id(parameter) for parameter in (*ours.parameters(), *ours.buffers())]
     is_assigned = isinstance(note, dict) and note.get(ASSIGN, False)

@@ -159,6 +159,12 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="small models and 3 pairs; prints, but writes no result",
     )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="models with this in their titles",
+    )
     return parser.parse_args()
 
 
@@ -172,21 +178,26 @@ def main() -> None:
     )
     pair_count, warm_up_count = (3, 1) if quick else (options.pairs, 1)
     print(f"{'model':22} {'beside':30} {'plain':>10} {'here':>10}  ratio (95%)")
-    rows = []
     wide_title, nested_title = f"{wide} modules", f"{outer} x {inner} modules"
     # Made one after another: the models of some are large.
-    for cases in (
-        partial(many_module_cases, wide_title, 0.02, partial(wide_model, wide)),
-        partial(
+    makers = {
+        wide_title: partial(
+            many_module_cases, wide_title, 0.02, partial(wide_model, wide)
+        ),
+        nested_title: partial(
             many_module_cases, nested_title, 0.2, partial(nested_model, outer, inner)
         ),
-        partial(large_cases, size_mib),
-    ):
-        for case in cases():
+        f"{size_mib} MiB": partial(large_cases, size_mib),
+    }
+    for title, make_cases in makers.items():
+        if options.only not in title:
+            continue
+        rows = []
+        for case in make_cases():
             rows.append(measure(case, pair_count, warm_up_count))
             print_row(rows[-1])
-    if not quick:
-        print(write_result("apply", rows))
+        if not quick:
+            print(write_result(f"apply-{title.replace(' ', '-')}", rows))
 
 
 if __name__ == "__main__":

@@ -64,24 +64,21 @@ def match(
     Cost: linear in the modules and entries, a fifth of running PyTorch's code.
     """
     matcher = _Matcher(entries, metadata, assign)
-    try:
-        is_plain = matcher.visit(root, prefix)
-    except (AttributeError, KeyError, TypeError):  # not initialised, or strange names
-        return None
     matches = matcher.matches
     keys = matches.keys
-    if not (
-        is_plain
-        and len(keys) == len(entries)
-        and entries.keys() == set(keys)
-        and not any("." in name for name in matches.names)  # unexpected, says PyTorch
-    ):
+    try:
+        if not matcher.visit(root, prefix) or len(keys) != len(entries):
+            return None
+        tensors: list[Any] = list(map(entries.__getitem__, keys))
+        if "." in "".join(matches.names):  # unexpected, says PyTorch
+            return None
+    except (AttributeError, KeyError, TypeError):  # not initialised, or strange names
         return None
-    tensors: list[Any] = [entries[key] for key in keys]
     parameters = matches.parameters
     if (
-        not PLAIN_TENSORS.issuperset(map(type, chain(tensors, parameters)))
-        or (not assign and any(parameter.is_meta for parameter in parameters))
+        len(set(keys)) < len(keys)
+        or not PLAIN_TENSORS.issuperset(map(type, chain(tensors, parameters)))
+        or (not assign and any(map(_is_meta, parameters)))
         or (
             needs_shapes and any(map(ne, map(_shape, tensors), map(_shape, parameters)))
         )
@@ -94,6 +91,7 @@ def match(
 
 
 _shape = attrgetter("shape")
+_is_meta = attrgetter("is_meta")
 
 
 class _Matcher:
@@ -102,15 +100,23 @@ class _Matcher:
         self._entries = entries
         self._metadata = metadata
         self._assign = assign
-        self._plain_types: dict[type[Module], bool] = {}
+        # Of each type, whether it is plain, and whether it is a batch norm.
+        self._types: dict[type[Module], tuple[bool, bool]] = {}
 
     def visit(self, module: Module, prefix: str) -> bool:
         """Match a module and those below it; False if that is not for us."""
         kind = type(module)
-        if kind not in self._plain_types:
-            self._plain_types[kind] = _is_plain_type(kind, self._assign)
+        if kind not in self._types:
+            is_plain = _is_plain_type(kind, self._assign)
+            self._types[kind] = is_plain, issubclass(kind, _NormBase)
+        is_plain, is_norm = self._types[kind]
         state = module.__dict__
-        if not self._plain_types[kind] or _has_own_load(state):
+        if (
+            not is_plain
+            or state["_load_state_dict_pre_hooks"]
+            or state["_load_state_dict_post_hooks"]
+            or "_load_from_state_dict" in state
+        ):
             return False
         if self._metadata is not None:
             local_metadata = self._metadata.get(prefix[:-1], {})
@@ -124,8 +130,8 @@ class _Matcher:
             skipped = state["_non_persistent_buffers_set"]
             self._take_all(module, members, prefix, skipped)
         if (
-            isinstance(module, _NormBase)
-            and module.track_running_stats
+            is_norm
+            and state["track_running_stats"]
             and prefix + "num_batches_tracked" not in self._entries
         ):
             return False  # would be filled in
@@ -147,14 +153,6 @@ class _Matcher:
                 matches.members.append(members)
                 matches.names.append(name)
                 matches.parameters.append(parameter)
-
-
-def _has_own_load(state: dict[str, Any]) -> bool:
-    return bool(
-        state["_load_state_dict_pre_hooks"]
-        or state["_load_state_dict_post_hooks"]
-        or "_load_from_state_dict" in state
-    )
 
 
 def _is_plain_type(kind: type[Module], assign: bool) -> bool:

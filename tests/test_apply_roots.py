@@ -268,7 +268,7 @@ class Asking(nn.Sequential):
 
 
 def test_an_override_sees_the_metadata_of_the_file(tmp_path: Path) -> None:
-    model = Asking(*make_model())
+    model = Asking(*make_model().children())
     torch.save(STATE, tmp_path / "file.pt")
     apply_state_dict(model, tmp_path / "file.pt")
     of_all, of_it = model.seen

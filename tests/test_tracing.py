@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import ckpt_streamer
+from ckpt_streamer import StreamHandle
+from ckpt_streamer._op_types import CheckpointWriter
 
 MIB = 1024 * 1024
 ops = torch.ops.ckpt_streamer
@@ -66,6 +68,23 @@ def test_compile_breaks_the_graph(function: object, path: str) -> None:
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match=NOT_TRACED):
         torch.compile(function, backend="eager", fullgraph=True)(path, torch.zeros(4))
+
+
+def test_compile_breaks_the_graph_at_a_handle_that_is_given(path: str) -> None:
+    def function(stream: StreamHandle, writer: CheckpointWriter, x: Tensor) -> Tensor:
+        result: Tensor = x * 2 + stream.next()[1].sum()
+        writer.write("x", result)
+        return result + 1
+
+    target = path + ".safetensors"
+    for _ in range(2):
+        writer = ops.create(target, {"x": torch.ones(4)}, MIB)
+        compiled = torch.compile(function, backend="eager")
+        result = compiled(ops.open(path, MIB), writer, torch.ones(4))
+        assert torch.equal(result, torch.full((4,), 7.0))
+        writer.finish()
+        written = ops.open(target, MIB).next()[1]
+        assert torch.equal(written, torch.full((4,), 6.0))
 
 
 @pytest.mark.parametrize("function", [sum_of, load_and_double, write_and_double])

@@ -17,6 +17,9 @@
 # make check-differential   generated checkpoints against torch, ten thousands
 # make check-writers   threads that write while tensors are streamed, WRITER_SECONDS
 # make docs   the reference documentation, into .cache/docs
+# make check-torch TORCH=2.14.1   compile for another release of torch, run the Python tests
+# make wheel  a wheel for the torch in .venv, into dist/, tested in a new environment
+# make sdist  the source distribution, into dist/, compiled and tested in a new one
 # make tidy   clang-tidy over the layers below torch
 # make clean  remove what the others made
 #
@@ -59,7 +62,7 @@ REPLAY_OBJECTS := .cache/cpp/tests/fuzz/replay_main.o $(FUZZED_SOURCES:%.cpp=.ca
 
 .PHONY: demo test bench bench-full bench-iterate bench-figures bench-peers bench-open bench-apply bench-scripts bench-convert bench-cold bench-limits bench-rss build check \
   cpp-tests check-sanitizers check-faults check-writers check-real fuzz fuzz-replay \
-  check-differential docs format tidy clean
+  check-differential check-torch wheel sdist docs format tidy clean
 
 demo: build
 	$(BIN)/python bench/demo.py
@@ -186,6 +189,16 @@ check-writers: build
 
 docs: build
 	$(BIN)/sphinx-build -q -W --keep-going docs .cache/docs
+
+TORCH ?= 2.14.1
+check-torch: .venv/.requirements
+	tools/check_torch.sh $(BIN)/python $(TORCH)
+
+wheel: build
+	tools/make_wheel.sh $(BIN)/python
+
+sdist: .venv/.requirements
+	tools/make_sdist.sh $(BIN)/python
 
 -include $(TEST_OBJECTS:.o=.d) $(SANITIZED_OBJECTS:.o=.d) $(THREAD_SANITIZED_OBJECTS:.o=.d)
 

@@ -154,6 +154,11 @@ LINK_FLAGS = {
     ],
 }[PLATFORM]
 
+# What is compiled needs the minor release that it was compiled for (see _ops.py); the
+# source distribution, which setuptools describes by this as well, needs no certain one.
+RELEASE = ".".join(torch.__version__.split(".")[:2])
+TORCH = "torch>=2.13" if "sdist" in sys.argv else f"torch=={RELEASE}.*"
+
 LIBRARY = "ckpt_streamer.lib.libckpt_streamer"
 DEBUG = os.environ.get("DEBUG") == "1"
 
@@ -175,7 +180,7 @@ class BuildLibrary(BuildExtension):
         package = library.parent.parent
         version = self.distribution.get_version()
         write(library.with_name("compiled_for_torch.txt"), torch.__version__)
-        major, minor = torch.__version__.split(".")[:2]
+        major, minor = RELEASE.split(".")
         write(
             package / "include/ckpt_streamer/torch_version.h",
             "// The torch that the library was compiled for.\n"
@@ -212,6 +217,7 @@ def write(path: Path, text: str) -> None:
 
 
 setup(
+    install_requires=[TORCH, "click>=8.1", "tqdm"],
     ext_modules=[
         CppExtension(
             name=LIBRARY,

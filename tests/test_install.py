@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from importlib.metadata import requires
 from pathlib import Path
 
 import torch
@@ -20,6 +21,11 @@ def test_the_tests_run_against_the_installed_package() -> None:
     assert folder != ROOT / "ckpt_streamer"
     assert (folder / "py.typed").exists()
     assert Path(ckpt_streamer.library_path()) == folder / "lib/libckpt_streamer.so"
+
+
+def test_the_torch_that_it_was_compiled_for_is_required() -> None:
+    minor = ".".join(torch.__version__.split(".")[:2])
+    assert f"torch=={minor}.*" in (requires("ckpt_streamer") or [])
 
 
 def test_another_torch_is_told(tmp_path: Path) -> None:

@@ -183,12 +183,13 @@ def test_every_dtype_of_torch_is_known() -> None:
     assert dtypes == {*OLD_DTYPES, *NEW_DTYPES, *LATER_DTYPES, *quantized}
 
 
-@pytest.mark.parametrize("dtype", LATER_DTYPES)
-def test_a_later_dtype_is_named(dtype: torch.dtype, save: Callable[[Any], str]) -> None:
-    path = save({"w": torch.empty(4, dtype=dtype)})
-    text = f"tensor 'w' has the dtype {dtype}, expected one of torch 2.13"
-    with pytest.raises(NotImplementedError, match=text):
-        list(ckpt_streamer.open(path))
+@pytest.mark.skipif(not LATER_DTYPES, reason="all dtypes of this torch are read")
+def test_later_dtypes_are_named(save: Callable[[Any], str]) -> None:
+    for dtype in LATER_DTYPES:
+        path = save({"w": torch.empty(4, dtype=dtype)})
+        text = f"tensor 'w' has the dtype {dtype}, expected one of torch 2.13"
+        with pytest.raises(NotImplementedError, match=text):
+            list(ckpt_streamer.open(path))
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")

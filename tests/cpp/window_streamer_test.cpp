@@ -385,7 +385,7 @@ TEST(without_page_tables_the_excess_is_told) {
 }
 
 TEST(a_large_window_is_dropped_by_several_threads) {
-  constexpr uint64_t kLargeFile = 64 * kMiB;
+  constexpr uint64_t kLargeFile = 272 * kMiB;
   const TemporaryFile file(kLargeFile);
   const TestMapping mapping(file.path(), kLargeFile, MAP_PRIVATE);
   std::atomic<size_t> task_count = 0;
@@ -402,6 +402,7 @@ TEST(a_large_window_is_dropped_by_several_threads) {
         for (std::thread& worker : workers) {
           worker.join();
         }
+        return true;
       }};
   // With a hole in it, and one page that is written to.
   const uint64_t begin = mapping.range().begin;
@@ -418,8 +419,30 @@ TEST(a_large_window_is_dropped_by_several_threads) {
   EXPECT_EQ(streamer.written_bytes(), os::page_size_bytes());
   EXPECT_EQ(streamer.resident_bytes(), uint64_t{0});
   EXPECT_EQ(streamer.figures().undropped_bytes, uint64_t{0});
-  EXPECT(streamer.figures().evicted_bytes >= 56 * kMiB - os::page_size_bytes());
+  EXPECT(
+      streamer.figures().evicted_bytes >=
+      kLargeFile - 8 * kMiB - os::page_size_bytes());
   EXPECT(streamer.figures().evicted_bytes <= kLargeFile);
+}
+
+TEST(a_large_window_is_dropped_by_the_caller_if_it_is_alone) {
+  constexpr uint64_t kLargeFile = 272 * kMiB;
+  const TemporaryFile file(kLargeFile);
+  const TestMapping mapping(file.path(), kLargeFile, MAP_PRIVATE);
+  size_t call_count = 0;
+  const OtherThreads threads{
+      [] { return os::OtherWriters::kNone; },
+      [&](size_t, const std::function<void(size_t)>&) {
+        ++call_count;
+        return false;
+      }};
+  WindowStreamer streamer(cut(mapping.range(), 0, kMiB), kLargeFile, threads);
+  streamer.enter(0);
+  mapping.touch();
+  streamer.release();
+  EXPECT(call_count > 0);
+  EXPECT_EQ(streamer.resident_bytes(), uint64_t{0});
+  EXPECT_EQ(streamer.figures().undropped_bytes, uint64_t{0});
 }
 
 // Files that are mapped one after the other mostly lie one below the other.

@@ -10,6 +10,7 @@
 # make bench-cold  the same for a file that is not in the page cache
 # make bench-convert  converting a file, against dd and safetensors' save_file
 # make bench-limits   the most that is resident, of many cases, and what watching costs
+# make bench-cgroup  the same in a container that just fits (root, cgroups version 1)
 # make check-sanitizers   C++ tests under ASan and UBSan, and under TSan
 # make check-faults   every system call fails in turn, in each way it can (an hour)
 # make fuzz   libFuzzer on every reader, FUZZ_SECONDS each (needs Clang with libFuzzer)
@@ -60,7 +61,7 @@ FUZZED_SOURCES := $(wildcard $(addprefix csrc/,base/*.cpp format/*.cpp plan/*.cp
 FUZZED_OBJECTS := $(FUZZED_SOURCES:%.cpp=.cache/fuzz/%.o)
 REPLAY_OBJECTS := .cache/cpp/tests/fuzz/replay_main.o $(FUZZED_SOURCES:%.cpp=.cache/cpp/%.o)
 
-.PHONY: demo test bench bench-full bench-iterate bench-figures bench-peers bench-open bench-apply bench-scripts bench-convert bench-cold bench-limits bench-rss build check \
+.PHONY: demo test bench bench-full bench-iterate bench-figures bench-peers bench-open bench-apply bench-scripts bench-convert bench-cold bench-cgroup bench-limits bench-rss build check \
   cpp-tests check-sanitizers check-faults check-writers check-real fuzz fuzz-replay \
   check-differential check-torch wheel sdist docs format tidy clean
 
@@ -112,6 +113,9 @@ bench-limits: build
 bench-scripts: build
 	$(BIN)/python bench/small_tensors.py
 	$(BIN)/python bench/jit_load.py
+
+bench-cgroup: build
+	$(BIN)/python bench/container.py
 
 bench-rss: build
 	$(BIN)/python bench/rss.py

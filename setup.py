@@ -89,6 +89,8 @@ SOURCES = [
     "csrc/format/zip_storages.cpp",
     "csrc/format/open_index.cpp",
     "csrc/plan/window.cpp",
+    "csrc/stream/backing_files.cpp",
+    "csrc/stream/cache_dropper.cpp",
     "csrc/stream/own_reads.cpp",
     "csrc/stream/read_ahead.cpp",
     "csrc/stream/watcher.cpp",

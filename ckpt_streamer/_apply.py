@@ -11,8 +11,8 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from ckpt_streamer._arguments import (
     Path,
+    bounds_of,
     check_cpu_page_size,
-    memory_limit_bytes_of,
 )
 from ckpt_streamer._checkpoint import Checkpoint
 from ckpt_streamer._load import Converter, StateDictLoad
@@ -37,6 +37,7 @@ def apply_state_dict(
     dtype: torch.dtype | None = None,
     device: torch.device | str | int | None = None,
     progress: bool | ProgressFunction = False,
+    drop_page_cache: bool = False,
 ) -> _IncompatibleKeys:
     """Load a state_dict into a model, like ``model.load_state_dict``, but bounded.
 
@@ -92,6 +93,8 @@ def apply_state_dict(
             function that is called as ``progress(bytes_done, bytes_total)`` after
             each tensor, or module, of the state_dict that is loaded, and at the
             end.
+        drop_page_cache: Whether the limit is for the kernel's copy of the file as
+            well: see :func:`open`.
 
     Returns:
         The missing and unexpected keys.
@@ -110,7 +113,7 @@ def apply_state_dict(
         RuntimeError: As ``load_state_dict`` raises it, with its text, then the keys
             changed all the same, if any.
     """
-    limit_bytes = memory_limit_bytes_of(memory_limit_mb)
+    bounds = bounds_of(memory_limit_mb, drop_page_cache)
     check_cpu_page_size(cpu_page_size)
     copies = copy or dtype is not None or device is not None
     if copies and not assign:
@@ -122,10 +125,10 @@ def apply_state_dict(
     if copies:
         converter = OwnMemory(converter, dtype, device)
     entries, metadata, check = entries_of(
-        state_dict, model, limit_bytes, root, prefix, key_map
+        state_dict, model, bounds, root, prefix, key_map
     )
     bar = Progress(progress, entries.values())
     return StateDictLoad(
         *(model, entries, metadata, check, converter, strict, assign),
-        *(limit_bytes, bar, has_shapes),
+        *(bounds, bar, has_shapes),
     ).run()

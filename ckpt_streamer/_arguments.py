@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import torch
@@ -16,6 +17,36 @@ Path = str | os.PathLike[str]
 _MIB = 1024 * 1024
 
 _logger = logging.getLogger("ckpt_streamer")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a stream has to keep within.
+
+    Attributes:
+        memory_limit_bytes: The most of the files' pages to hold at once.
+        drop_page_cache: Whether the limit is for the kernel's copy of them as well.
+    """
+
+    memory_limit_bytes: int
+    drop_page_cache: bool = False
+
+    def within(self, other: Bounds) -> Bounds:
+        """What keeps both."""
+        return replace(
+            self,
+            memory_limit_bytes=min(self.memory_limit_bytes, other.memory_limit_bytes),
+            drop_page_cache=self.drop_page_cache or other.drop_page_cache,
+        )
+
+
+def bounds_of(memory_limit_mb: int | None, drop_page_cache: bool = False) -> Bounds:
+    """Check the arguments and return what they say.
+
+    Raises:
+        TypeError, ValueError: As :func:`memory_limit_bytes_of`.
+    """
+    return Bounds(memory_limit_bytes_of(memory_limit_mb), bool(drop_page_cache))
 
 
 def memory_limit_bytes_of(memory_limit_mb: int | None) -> int:

@@ -18,9 +18,10 @@ from typing_extensions import Self
 
 from ckpt_streamer import _ops
 from ckpt_streamer._arguments import (
+    Bounds,
     Path,
+    bounds_of,
     check_dtype,
-    memory_limit_bytes_of,
     paths_of,
 )
 from ckpt_streamer._file_stream import (
@@ -66,24 +67,24 @@ class Checkpoint:
     def __init__(
         self,
         handle: _ops.Checkpoint,
-        memory_limit_bytes: int,
+        bounds: Bounds,
         dtype: torch.dtype | None,
         select: Select | None,
     ) -> None:
         self.paths: tuple[str, ...] = tuple(handle.paths())
         """The files, in the order of the stream."""
-        self.memory_limit_bytes = memory_limit_bytes
+        self.memory_limit_bytes = bounds.memory_limit_bytes
         """The limit of each iteration, and of look-ups, in bytes."""
         self.dtype = dtype
         """What floating-point tensors are converted to on their way, or None."""
-        self._tree = Tree(handle, memory_limit_bytes)
+        self._tree = Tree(handle, bounds)
         slots = handle.slots()
         self._tensor_count = len(slots)
         self._slots = selected(slots, select)
         self._length = len(self._slots)
         self._storage_bytes = handle.storage_bytes()
         self._streams: WeakSet[NamedState] = WeakSet()
-        self._ended = Figures(self._length, memory_limit_bytes)
+        self._ended = Figures(self._length, bounds.memory_limit_bytes)
         self._final_stats: StreamStats | None = None
 
     @property
@@ -113,7 +114,7 @@ class Checkpoint:
 
     def iterate(self, slots: _ops.SlotList) -> Iterator[tuple[str, Tensor]]:
         """For this package alone: iterate over some of the slots."""
-        state = NamedState(slots, self.memory_limit_bytes, self.dtype, self._ended)
+        state = NamedState(slots, self.tree.bounds, self.dtype, self._ended)
         self._streams.add(state)
         return NamedStream.of(state)
 
@@ -292,6 +293,7 @@ def open(
     dtype: torch.dtype | None = None,
     select: Select | None = None,
     verify: bool = False,
+    drop_page_cache: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint file without reading its tensors or executing anything.
 
@@ -320,6 +322,10 @@ def open(
             function of the name. No other tensor is made. The tree stays whole.
         verify: Hold each record of a zip archive against its checksum, before a
             tensor of it is made; what the tree is read from, now.
+        drop_page_cache: Whether the limit is for the kernel's copy of the files as
+            well, for which a container is charged: it is dropped behind the reader,
+            and what is read ahead counts. Whoever reads the file next waits for the
+            disk. What could not be dropped says ``stats().not_held``.
 
     Returns:
         A :class:`Checkpoint`.
@@ -345,27 +351,34 @@ def open(
         weight (2, 2)
         7
     """
-    limit_bytes = memory_limit_bytes_of(memory_limit_mb)
-    return open_within(path, limit_bytes, dtype, select, verify)
+    bounds = bounds_of(memory_limit_mb, drop_page_cache)
+    return open_within(path, bounds, dtype, select, verify)
 
 
 def open_within(
     path: Path | Sequence[Path],
-    limit_bytes: int,
+    bounds: Bounds,
     dtype: torch.dtype | None = None,
     select: Select | None = None,
     verify: bool = False,
 ) -> Checkpoint:
-    """Do that, with a limit in bytes."""
+    """Do that, within bounds that are checked already."""
     check_dtype(dtype)
     paths = paths_of(path)
     is_list = isinstance(path, (list, tuple))
     try:
-        handle = _ops.open_checkpoint(paths, is_list, limit_bytes, dtype, bool(verify))
+        handle = _ops.open_checkpoint(
+            paths,
+            is_list,
+            bounds.memory_limit_bytes,
+            dtype,
+            bool(verify),
+            bounds.drop_page_cache,
+        )
     except (RuntimeError, ValueError) as error:
         raise_os_error(error)
         raise
-    return Checkpoint(handle, limit_bytes, dtype, select)
+    return Checkpoint(handle, bounds, dtype, select)
 
 
 def raise_os_error(error: Exception) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ckpt_streamer import _ops
 from ckpt_streamer._arguments import (
+    Bounds,
     Path,
+    bounds_of,
     check_dtype,
-    memory_limit_bytes_of,
     one_path_of,
 )
 from ckpt_streamer._checkpoint import Checkpoint, open
@@ -116,7 +117,7 @@ def convert(
         ...     [(name, tensor.dtype) for name, tensor in checkpoint]
         [('weight', torch.bfloat16)]
     """
-    limit_bytes = memory_limit_bytes_of(memory_limit_mb)
+    bounds = bounds_of(memory_limit_mb)
     check_dtype(dtype)
     path = one_path_of(target)
     shard_bytes = 0 if shard_size is None else bytes_of("shard_size", shard_size)
@@ -143,7 +144,7 @@ def convert(
                 opaque=opaque,
                 drop_page_cache=drop_page_cache,
             )
-    limit_bytes = min(limit_bytes, source.memory_limit_bytes)
+    bounds = bounds.within(source.tree.bounds)
     slots, names = _renamed(selected(source.slots, select), rename)
     is_flat = _is_flat(source)
     keeps_tree = not is_flat and rename is None and not shard_bytes
@@ -167,7 +168,7 @@ def convert(
             templates,
             keeps_tree,
             path,
-            limit_bytes,
+            bounds.memory_limit_bytes,
             format,
             dtype,
             texts if metadata is None else dict(metadata),
@@ -179,7 +180,7 @@ def convert(
     del templates
     try:
         with ByteProgress(progress, writer.size_bytes) as bar, os_errors():
-            _write(writer, slots, names, converter, limit_bytes, bar)
+            _write(writer, slots, names, converter, bounds, bar)
             return writer.finish()
     finally:
         writer.close()
@@ -285,10 +286,10 @@ def _write(
     slots: _ops.SlotList,
     names: list[str],
     converter: Converter | None,
-    limit_bytes: int,
+    bounds: Bounds,
     bar: ByteProgress,
 ) -> None:
-    windows = slots.windows(limit_bytes, None)
+    windows = slots.windows(bounds.memory_limit_bytes, None, bounds.drop_page_cache)
     begin = 0
     try:
         for window, window_end in enumerate(windows.window_ends().tolist()):

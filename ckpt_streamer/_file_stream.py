@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ckpt_streamer import _ops
+from ckpt_streamer._arguments import Bounds
 from ckpt_streamer._stats import StreamStats, combined
 from ckpt_streamer._windows import State, TensorStream
 
@@ -31,10 +32,11 @@ class FileState(State):
     def __init__(
         self,
         slots: _ops.SlotList,
-        memory_limit_bytes: int,
+        bounds: Bounds,
         dtype: torch.dtype | None,
     ) -> None:
-        super().__init__(slots.windows(memory_limit_bytes, dtype), len(slots))
+        handle = slots.windows(bounds.memory_limit_bytes, dtype, bounds.drop_page_cache)
+        super().__init__(handle, len(slots))
         self._slots = slots
         self._is_converting = dtype is not None
 
@@ -75,12 +77,12 @@ class NamedState(FileState):
     def __init__(
         self,
         slots: _ops.SlotList,
-        memory_limit_bytes: int,
+        bounds: Bounds,
         dtype: torch.dtype | None,
         ended: Figures,
     ) -> None:
         """Add the figures to those that have ended, at the end."""
-        super().__init__(slots, memory_limit_bytes, dtype)
+        super().__init__(slots, bounds, dtype)
         self._ended = ended
         self._is_counted = False
 
@@ -101,10 +103,10 @@ class PlacedState(FileState):
         self,
         tree: Tree,
         slots: _ops.SlotList,
-        memory_limit_bytes: int,
+        bounds: Bounds,
         dtype: torch.dtype | None,
     ) -> None:
-        super().__init__(slots, memory_limit_bytes, dtype)
+        super().__init__(slots, bounds, dtype)
         self._tree = tree
         # Held: a container's look-ups are dear to make again for each lot.
         self._containers: dict[int, Any] = {}

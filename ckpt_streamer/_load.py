@@ -16,6 +16,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from torch.overrides import is_tensor_like
 
 from ckpt_streamer import _ops
+from ckpt_streamer._arguments import Bounds
 from ckpt_streamer._changes import Changes
 from ckpt_streamer._check import (
     Report,
@@ -53,7 +54,7 @@ class StateDictLoad:
         converter: Converter | None,
         strict: bool,
         assign: bool,
-        memory_limit_bytes: int,
+        bounds: Bounds,
         progress: Progress,
         has_shapes: bool,
     ) -> None:
@@ -64,7 +65,7 @@ class StateDictLoad:
         self._converter = converter
         self._strict = strict
         self._assign = assign
-        self._memory_limit_bytes = memory_limit_bytes
+        self._bounds = bounds
         self._progress = progress
         # Whether the entries have the shapes that are loaded, whatever converts them.
         self._has_shapes = has_shapes
@@ -89,9 +90,7 @@ class StateDictLoad:
             changed_keys = Changes(self._model).keys
         else:
             changed_keys = self._changed_keys
-        self._reads = EvictingReads(
-            self._entries, self._memory_limit_bytes, self._check_source
-        )
+        self._reads = EvictingReads(self._entries, self._bounds, self._check_source)
         self._warn_of_unmapped()
         try:
             with self._reads, self._progress:
@@ -113,10 +112,11 @@ class StateDictLoad:
 
     def _warn_of_unmapped(self) -> None:
         unmapped_bytes = self._reads.unmapped_bytes
-        if unmapped_bytes > self._memory_limit_bytes:
+        limit_bytes = self._bounds.memory_limit_bytes
+        if unmapped_bytes > limit_bytes:
             _warn(
                 f"{unmapped_bytes} bytes of the state_dict are no pages of a mapped "
-                f"file, so that the limit of {self._memory_limit_bytes} bytes does not "
+                f"file, so that the limit of {limit_bytes} bytes does not "
                 'bound them: load it by torch.load(path, map_location="cpu", '
                 "mmap=True), or give the path instead (what is not aligned in its file "
                 "is copied all the same)"
@@ -133,12 +133,12 @@ class StateDictLoad:
         over_bytes = stats["bytes_over_limit"]
         # Below this, limits hold to within what one fault may map.
         fault_bytes = _ops.fault_extent_bytes()
-        is_exact = self._memory_limit_bytes >= 2 * fault_bytes
+        is_exact = self._bounds.memory_limit_bytes >= 2 * fault_bytes
         if over_bytes > (0 if is_exact else fault_bytes):
             _warn(
                 f"{over_bytes} bytes of the file more than the limit of "
-                f"{self._memory_limit_bytes} bytes were in memory at once: a hook, an "
-                "override or a converter may have read more than that in one call"
+                f"{stats['memory_limit_bytes']} bytes were in memory at once: a hook, "
+                "an override or a converter may have read more than that in one call"
             )
 
     def _changed_keys(self) -> list[str]:

@@ -113,6 +113,7 @@ class Ops(Protocol):
         dtype: torch.dtype | None = None,
         verify: bool = False,
         select: Sequence[str] | None = None,
+        drop_page_cache: bool = False,
     ) -> StreamHandle: ...
     @overload
     def open(
@@ -123,6 +124,7 @@ class Ops(Protocol):
         dtype: torch.dtype | None = None,
         verify: bool = False,
         select: Sequence[str] | None = None,
+        drop_page_cache: bool = False,
     ) -> StreamHandle:
         """Open a checkpoint, or several as one stream, to iterate over its tensors.
 
@@ -140,6 +142,7 @@ class Ops(Protocol):
         memory_limit_bytes: int,
         *,
         dtype: torch.dtype | None = None,
+        drop_page_cache: bool = False,
     ) -> StreamHandle:
         """Stream tensors in memory, in the order of their memory.
 
@@ -149,7 +152,12 @@ class Ops(Protocol):
         """
 
     def copy_(
-        self, destination: Tensor, source: Tensor, memory_limit_bytes: int
+        self,
+        destination: Tensor,
+        source: Tensor,
+        memory_limit_bytes: int,
+        *,
+        drop_page_cache: bool = False,
     ) -> Tensor:
         """``destination.copy_(source)``, a source in a mapped file within the limit.
 
@@ -191,6 +199,7 @@ class Ops(Protocol):
         prefix: str | None = None,
         strict: bool = False,
         verify: bool = False,
+        drop_page_cache: bool = False,
     ) -> tuple[list[str], list[str]]: ...
     @overload
     def load_into(
@@ -202,6 +211,7 @@ class Ops(Protocol):
         prefix: str | None = None,
         strict: bool = False,
         verify: bool = False,
+        drop_page_cache: bool = False,
     ) -> tuple[list[str], list[str]]:
         """Copy each tensor of a file into the parameter of its name.
 

@@ -46,7 +46,10 @@ class SlotList(Protocol):
     def matching(self, patterns: Sequence[str]) -> SlotList: ...
     def at(self, positions: torch.Tensor) -> SlotList: ...
     def windows(
-        self, memory_limit_bytes: int, dtype: torch.dtype | None
+        self,
+        memory_limit_bytes: int,
+        dtype: torch.dtype | None,
+        drop_page_cache: bool,
     ) -> WindowHandle: ...
 
 
@@ -158,9 +161,10 @@ def fault_extent_bytes() -> int:
     return extent_bytes
 
 
-def windows(memory_limit_bytes: int) -> WindowHandle:
+def windows(memory_limit_bytes: int, drop_page_cache: bool) -> WindowHandle:
     """Make a handle that cuts tensors in memory into windows within the limit."""
-    return cast("WindowHandle", torch.ops.ckpt_streamer._windows(memory_limit_bytes))
+    handle = torch.ops.ckpt_streamer._windows(memory_limit_bytes, drop_page_cache)
+    return cast("WindowHandle", handle)
 
 
 def open_checkpoint(
@@ -169,10 +173,11 @@ def open_checkpoint(
     memory_limit_bytes: int,
     dtype: torch.dtype | None,
     verify: bool,
+    drop_page_cache: bool,
 ) -> Checkpoint:
     """Open one path, or a list of them that makes one stream."""
     opened = torch.ops.ckpt_streamer._open(
-        paths, is_list, memory_limit_bytes, dtype, verify
+        paths, is_list, memory_limit_bytes, dtype, verify, drop_page_cache
     )
     return cast("Checkpoint", opened)
 
@@ -193,9 +198,16 @@ def add(handle: WindowHandle, tensors: Sequence[torch.Tensor]) -> None:
         handle.add(tensors)
 
 
-def copy_(destination: torch.Tensor, source: torch.Tensor, limit_bytes: int) -> None:
+def copy_(
+    destination: torch.Tensor,
+    source: torch.Tensor,
+    limit_bytes: int,
+    drop_page_cache: bool,
+) -> None:
     """``destination.copy_(source)``; a source above the limit is read in pieces."""
-    torch.ops.ckpt_streamer.copy_(destination, source, limit_bytes)
+    torch.ops.ckpt_streamer.copy_(
+        destination, source, limit_bytes, drop_page_cache=drop_page_cache
+    )
 
 
 def create(

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import Self
 
 from ckpt_streamer import _ops
+from ckpt_streamer._arguments import Bounds
 from ckpt_streamer._matches import PLAIN_TENSORS
 from ckpt_streamer._stream import walk
 
@@ -37,13 +38,14 @@ class EvictingReads:
     def __init__(
         self,
         entries: Mapping[str, Any],
-        memory_limit_bytes: int,
+        bounds: Bounds,
         check_source: CheckSource = no_check,
     ) -> None:
         """``check_source`` is called before each window is read."""
         self._check_source = check_source
-        self._memory_limit_bytes = memory_limit_bytes
-        self._handle = _ops.windows(memory_limit_bytes)
+        self._bounds = bounds
+        self._memory_limit_bytes = bounds.memory_limit_bytes
+        self._handle = _ops.windows(bounds.memory_limit_bytes, bounds.drop_page_cache)
         tensors = walk(entries, self._handle).tensors
         self._handle.plan()
         if order := self._handle.order().tolist():
@@ -90,7 +92,10 @@ class EvictingReads:
         """``destination.copy_(source)``; what exceeds the limit goes in pieces."""
         is_flat = source.is_contiguous() and destination.is_contiguous()
         if destination.device.type == "cpu" or not is_flat:
-            _ops.copy_(destination, source, self._memory_limit_bytes)
+            bounds = self._bounds
+            _ops.copy_(
+                destination, source, bounds.memory_limit_bytes, bounds.drop_page_cache
+            )
             return
         count = max(1, self._memory_limit_bytes // 2 // source.itemsize)
         pieces = destination.view(-1).split(count), source.view(-1).split(count)

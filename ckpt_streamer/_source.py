@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ckpt_streamer import _ops
-from ckpt_streamer._arguments import is_path
+from ckpt_streamer._arguments import Bounds, is_path
 from ckpt_streamer._checkpoint import Checkpoint, open_within
 from ckpt_streamer._file_stream import lots_of, names_of
 from ckpt_streamer._reads import CheckSource, no_check
@@ -53,7 +53,7 @@ class Metadata:
 def entries_of(
     source: Any,
     model: Module,
-    memory_limit_bytes: int,
+    bounds: Bounds,
     root: str | None,
     prefix: str,
     key_map: KeyMap | None,
@@ -68,7 +68,7 @@ def entries_of(
             what :func:`open` opens. Of the last two, without a ``root``, the
             mapping in it that has the most of the model's keys.
         model: Tells which keys those are.
-        memory_limit_bytes: Of what is opened.
+        bounds: Of what is opened.
         root: Where the entries are, instead; see :func:`entries_at`.
         prefix: What is cut off their keys; see :class:`Renaming`.
         key_map: Renames the rest; see :class:`Renaming`.
@@ -81,7 +81,7 @@ def entries_of(
     """
     renaming = Renaming(prefix, key_map)
     if is_path(source):
-        source = open_within(source, memory_limit_bytes)
+        source = open_within(source, bounds)
     is_checkpoint = isinstance(source, Checkpoint)
     if is_checkpoint:
         source = _root_of(source)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ckpt_streamer import _ops
 from ckpt_streamer._arguments import (
+    Bounds,
     Path,
+    bounds_of,
     check_cpu_page_size,
     check_dtype,
     is_path,
-    memory_limit_bytes_of,
 )
 from ckpt_streamer._checkpoint import Checkpoint, open_within
 from ckpt_streamer._file_stream import PlacedState, Select, selected
@@ -141,8 +142,8 @@ def _entries(container: Any, slots: Slots) -> Iterator[tuple[Any, Any, Any]]:
 class _MemoryState(State):
     """Of a state_dict that is in memory."""
 
-    def __init__(self, root: Any, memory_limit_bytes: int) -> None:
-        handle = _ops.windows(memory_limit_bytes)
+    def __init__(self, root: Any, bounds: Bounds) -> None:
+        handle = _ops.windows(bounds.memory_limit_bytes, bounds.drop_page_cache)
         self._slots = walk(root, handle)
         handle.plan()
         order = handle.order().tolist()
@@ -204,6 +205,7 @@ def stream(
     *,
     dtype: torch.dtype | None = None,
     select: Select | None = None,
+    drop_page_cache: bool = False,
 ) -> Stream:
     """Iterate over the tensors of a checkpoint in bounded physical memory.
 
@@ -238,6 +240,8 @@ def stream(
             :class:`Checkpoint`, its own by default.
         select: Which tensors of a checkpoint file to stream: see :func:`open`.
             Names are those of the whole checkpoint, also for a part of one.
+        drop_page_cache: Whether the limit is for the kernel's copy of the files as
+            well: see :func:`open`. A :class:`Checkpoint`'s own holds, too.
 
     Returns:
         A :class:`Stream` of ``(obj, key, val)``: ``val`` is the tensor and
@@ -259,23 +263,23 @@ def stream(
         ...     print(key, val.shape, obj[key] is val)
         weight torch.Size([2, 2]) True
     """
-    limit_bytes = memory_limit_bytes_of(memory_limit_mb)
+    bounds = bounds_of(memory_limit_mb, drop_page_cache)
     check_cpu_page_size(cpu_page_size)
     check_dtype(dtype)
     if is_path(state_dict):
-        state_dict = open_within(state_dict, limit_bytes, dtype, select)
+        state_dict = open_within(state_dict, bounds, dtype, select)
         dtype = select = None
     if isinstance(state_dict, Checkpoint):
         checkpoint = state_dict
-        limit_bytes = min(limit_bytes, checkpoint.memory_limit_bytes)
+        bounds = bounds.within(checkpoint.tree.bounds)
         slots = selected(checkpoint.slots, select)
         dtype = dtype or checkpoint.dtype
-        return Stream.of(PlacedState(checkpoint.tree, slots, limit_bytes, dtype))
+        return Stream.of(PlacedState(checkpoint.tree, slots, bounds, dtype))
     if isinstance(state_dict, (MappingNode, SequenceNode, OpaqueObject)):
         tree = state_dict.tree
-        limit_bytes = min(limit_bytes, tree.memory_limit_bytes)
+        bounds = bounds.within(tree.bounds)
         slots = selected(tree.handle.slots_under(state_dict.node), select)
-        return Stream.of(PlacedState(tree, slots, limit_bytes, dtype))
+        return Stream.of(PlacedState(tree, slots, bounds, dtype))
     if not isinstance(state_dict, _CONTAINERS):
         raise TypeError(
             f"state_dict is of type {type(state_dict).__name__}, expected a "
@@ -287,4 +291,4 @@ def stream(
                 f"{name} is {value!r}, and state_dict is in memory; expected None, or "
                 "the path of a checkpoint file"
             )
-    return Stream.of(_MemoryState(state_dict, limit_bytes))
+    return Stream.of(_MemoryState(state_dict, bounds))

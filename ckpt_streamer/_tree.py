@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ckpt_streamer import _ops
+from ckpt_streamer._arguments import Bounds
 
 try:
     import numpy
@@ -43,10 +44,10 @@ class Tree:
     texts and plain tuples are made anew each time.
     """
 
-    def __init__(self, handle: _ops.Checkpoint, memory_limit_bytes: int) -> None:
+    def __init__(self, handle: _ops.Checkpoint, bounds: Bounds) -> None:
         paths = handle.paths()
         self.name = paths[0]
-        self.memory_limit_bytes = memory_limit_bytes
+        self.bounds = bounds
         self.may_repeat_names = len(paths) > 1
         self._handle: _ops.Checkpoint | None = handle
         self._alive: WeakValueDictionary[int, Any] = WeakValueDictionary()

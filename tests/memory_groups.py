@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -32,17 +33,21 @@ class MemoryGroup:
         Its first argument is the folder.
         """
         command = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
-        result = subprocess.run(
-            [
-                *("/bin/sh", "-c", command, str(self.folder)),
-                *(sys.executable, "-P", "-c", textwrap.dedent(code)),
-                *map(str, [self.folder, *arguments]),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            # torch.jit.script reads the source of what it compiles.
+            program = Path(folder) / "program.py"
+            program.write_text(textwrap.dedent(code))
+            result = subprocess.run(
+                [
+                    *("/bin/sh", "-c", command, str(self.folder)),
+                    *(sys.executable, "-P", str(program)),
+                    *map(str, [self.folder, *arguments]),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            )
         assert result.returncode == 0, (result.returncode, result.stderr)
         return result.stdout
 

@@ -16,6 +16,7 @@ from test_apply_twins import value_of
 from torch import Tensor, nn
 
 from ckpt_streamer import apply_state_dict
+from ckpt_streamer._arguments import Bounds
 from ckpt_streamer._reads import EvictingReads
 
 COUNT = 64
@@ -147,7 +148,7 @@ def test_copies_to_a_device_go_in_pieces() -> None:
             return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
     destination = torch.zeros(1000).as_subclass(OfADevice)
-    with EvictingReads({"source": source}, limit_bytes) as reads:
+    with EvictingReads({"source": source}, Bounds(limit_bytes)) as reads:
         reads.copy(destination, source)
     assert torch.equal(destination.as_subclass(Tensor), source)
     assert seen == [128] * 7 + [104]

@@ -29,7 +29,8 @@ LoadResult load_into(
           op_limit(options.memory_limit_bytes),
           options.prefix,
           options.strict,
-          options.verify));
+          options.verify,
+          options.drop_page_cache));
 }
 
 LoadResult load_into(
@@ -43,7 +44,8 @@ LoadResult load_into(
           op_limit(options.memory_limit_bytes),
           options.prefix,
           options.strict,
-          options.verify));
+          options.verify,
+          options.drop_page_cache));
 }
 
 c10::Dict<std::string, at::Tensor> state_of(const torch::jit::Module& module) {

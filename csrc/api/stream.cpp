@@ -102,7 +102,8 @@ Stream open(const std::string& path, const OpenOptions& options) {
           op_limit(options.memory_limit_bytes),
           options.dtype,
           options.verify,
-          options.select));
+          options.select,
+          options.drop_page_cache));
 }
 
 Stream open(const std::vector<std::string>& paths, const OpenOptions& options) {
@@ -112,7 +113,8 @@ Stream open(const std::vector<std::string>& paths, const OpenOptions& options) {
           op_limit(options.memory_limit_bytes),
           options.dtype,
           options.verify,
-          options.select));
+          options.select,
+          options.drop_page_cache));
 }
 
 Stream stream(
@@ -122,14 +124,20 @@ Stream stream(
       ops::stream_tensors(
           tensors,
           op_limit(options.memory_limit_bytes),
-          options.dtype));
+          options.dtype,
+          options.drop_page_cache));
 }
 
 at::Tensor& copy_(
     at::Tensor& destination,
     const at::Tensor& source,
-    uint64_t memory_limit_bytes) {
-  return ops::copy_(destination, source, op_limit(memory_limit_bytes));
+    uint64_t memory_limit_bytes,
+    bool drop_page_cache) {
+  return ops::copy_(
+      destination,
+      source,
+      op_limit(memory_limit_bytes),
+      drop_page_cache);
 }
 
 uint64_t default_memory_limit_bytes() {

@@ -42,11 +42,9 @@ at::Tensor numbers_of(std::span<const NodeId> nodes, size_t stride = 1) {
 
 CheckpointHandle::CheckpointHandle(
     std::shared_ptr<const CheckpointTensors> checkpoint,
-    int64_t memory_limit_bytes,
+    const stream::Bounds& bounds,
     std::optional<at::ScalarType> dtype)
-    : checkpoint_(std::move(checkpoint)),
-      memory_limit_bytes_(memory_limit_bytes),
-      dtype_(dtype) {}
+    : checkpoint_(std::move(checkpoint)), bounds_(bounds), dtype_(dtype) {}
 
 std::vector<std::string> CheckpointHandle::paths() const {
   std::vector<std::string> paths;
@@ -307,7 +305,7 @@ c10::intrusive_ptr<WindowHandle> CheckpointHandle::lookups() {
     }
     lookups_ = with_torch_errors([&] {
       return c10::make_intrusive<WindowHandle>(
-          memory_limit_bytes_,
+          bounds_,
           checkpoint_,
           std::move(spans),
           std::nullopt);
@@ -321,21 +319,23 @@ c10::intrusive_ptr<CheckpointHandle> open_checkpoint(
     bool is_list,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
-    bool verifies) {
-  const uint64_t limit_bytes = checked_limit(memory_limit_bytes);
+    bool verifies,
+    bool drop_page_cache) {
+  const stream::Bounds bounds =
+      checked_bounds(memory_limit_bytes, drop_page_cache);
   (void)Conversion(dtype);  // refuses others, before any I/O
   const Verify verify = verifies ? Verify::kOn : Verify::kOff;
   return with_torch_errors([&] {
     return c10::make_intrusive<CheckpointHandle>(
         is_list ? std::make_shared<const CheckpointTensors>(
                       std::span(paths),
-                      limit_bytes,
+                      bounds.memory_limit_bytes,
                       verify)
                 : std::make_shared<const CheckpointTensors>(
                       paths.at(0),
-                      limit_bytes,
+                      bounds.memory_limit_bytes,
                       verify),
-        memory_limit_bytes,
+        bounds,
         dtype);
   });
 }

@@ -30,7 +30,7 @@ class CheckpointHandle final : public torch::CustomClassHolder {
  public:
   CheckpointHandle(
       std::shared_ptr<const CheckpointTensors> checkpoint,
-      int64_t memory_limit_bytes,
+      const stream::Bounds& bounds,
       std::optional<at::ScalarType> dtype);
 
   // The files, in the order of the stream.
@@ -119,7 +119,7 @@ class CheckpointHandle final : public torch::CustomClassHolder {
   std::optional<uint32_t> find_tensor(const std::string& name);
 
   const std::shared_ptr<const CheckpointTensors> checkpoint_;
-  const int64_t memory_limit_bytes_;
+  const stream::Bounds bounds_;
   const std::optional<at::ScalarType> dtype_;
   std::mutex mutex_;
   // Made by the first look-up that needs them.
@@ -128,14 +128,16 @@ class CheckpointHandle final : public torch::CustomClassHolder {
 };
 
 // torch.ops.ckpt_streamer._open(str[] paths, bool is_list, int
-// memory_limit_bytes, ScalarType? dtype, bool verify): one path, or a list that
-// makes one stream. THROWS: c10::ValueError for a dtype that Conversion
-// refuses, torch's errors (see errors.h) for what cannot be read.
+// memory_limit_bytes, ScalarType? dtype, bool verify, bool drop_page_cache):
+// one path, or a list that makes one stream. THROWS: c10::ValueError for a
+// dtype that Conversion refuses, torch's errors (see errors.h) for what cannot
+// be read.
 c10::intrusive_ptr<CheckpointHandle> open_checkpoint(
     const std::vector<std::string>& paths,
     bool is_list,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
-    bool verifies);
+    bool verifies,
+    bool drop_page_cache);
 
 }  // namespace ckpt_streamer::ops

@@ -53,9 +53,9 @@ bool only_copies(const at::Tensor& destination, const at::Tensor& source) {
 bool copy_large(
     const at::Tensor& destination,
     const at::Tensor& source,
-    uint64_t memory_limit_bytes) {
+    const stream::Bounds& bounds) {
   const ByteRange span = memory_of(source).span;
-  stream::WindowStreamer streamer({span}, memory_limit_bytes, other_threads());
+  stream::WindowStreamer streamer({span}, bounds, other_threads());
   if (!streamer.owns_part_of(span)) {
     return false;
   }
@@ -71,20 +71,31 @@ bool copy_large(
 
 }  // namespace
 
-at::Tensor& copy_(
+at::Tensor& copy_within(
     at::Tensor& destination,
     const at::Tensor& source,
-    int64_t memory_limit_bytes) {
-  const uint64_t limit_bytes = checked_limit(memory_limit_bytes);
+    const stream::Bounds& bounds) {
   // Its pages: elements that just fit may begin in the middle of one.
   const ByteRange pages =
       round_outward(memory_of(source).span, os::page_size_bytes());
-  if (pages.size_bytes() <= limit_bytes || !only_copies(destination, source) ||
-      !with_torch_errors(
-          [&] { return copy_large(destination, source, limit_bytes); })) {
+  if (pages.size_bytes() <= bounds.memory_limit_bytes ||
+      !only_copies(destination, source) || !with_torch_errors([&] {
+        return copy_large(destination, source, bounds);
+      })) {
     destination.copy_(source);
   }
   return destination;
+}
+
+at::Tensor& copy_(
+    at::Tensor& destination,
+    const at::Tensor& source,
+    int64_t memory_limit_bytes,
+    bool drop_page_cache) {
+  return copy_within(
+      destination,
+      source,
+      checked_bounds(memory_limit_bytes, drop_page_cache));
 }
 
 }  // namespace ckpt_streamer::ops

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "stream/bounds.h"
+
 namespace ckpt_streamer::ops {
 
 // destination.copy_(source) in every respect: bits, broadcasting, version,
@@ -19,12 +21,21 @@ namespace ckpt_streamer::ops {
 // recorded (autograd), seen by a mode or handled by a subclass, it is called as
 // it is.
 //
+// With drop_page_cache, pages that are dropped go from the kernel's cache too.
+//
 // THROWS: c10::ValueError unless the limit is positive; whatever copy_ throws;
 // c10::Error when the process's mappings cannot be read. Warns if the limit
 // could not be held.
 at::Tensor& copy_(
     at::Tensor& destination,
     const at::Tensor& source,
-    int64_t memory_limit_bytes);
+    int64_t memory_limit_bytes,
+    bool drop_page_cache);
+
+// The same within bounds that are checked already.
+at::Tensor& copy_within(
+    at::Tensor& destination,
+    const at::Tensor& source,
+    const stream::Bounds& bounds);
 
 }  // namespace ckpt_streamer::ops

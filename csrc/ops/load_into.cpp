@@ -151,15 +151,14 @@ template <typename Paths>
 MissingAndUnexpected load_files(
     const c10::Dict<std::string, at::Tensor>& parameters,
     const Paths& paths,
-    int64_t memory_limit_bytes,
+    const stream::Bounds& bounds,
     const std::optional<std::string>& prefix,
     bool strict,
     bool verify) {
-  const uint64_t limit_bytes = checked_limit(memory_limit_bytes);
   return with_torch_errors([&] {
     const auto checkpoint = std::make_shared<const CheckpointTensors>(
         paths,
-        limit_bytes,
+        bounds.memory_limit_bytes,
         verify ? Verify::kOn : Verify::kOff);
     Plan plan(parameters, checkpoint->index(), prefix);
     if (strict) {
@@ -167,17 +166,17 @@ MissingAndUnexpected load_files(
     }
     StreamHandle stream(
         std::make_unique<FileSource>(checkpoint, std::move(plan.matched)),
-        memory_limit_bytes,
+        bounds,
         Conversion(std::nullopt));
     const at::NoGradGuard no_grad;
     while (stream.has_next()) {
       const auto [name, tensor] = stream.next();
       at::Tensor parameter = plan.parameter_of(name);
       try {
-        copy_(
+        copy_within(
             parameter,
             parameter.dim() == 0 ? tensor.reshape({}) : tensor,
-            memory_limit_bytes);
+            bounds);
       } catch (c10::Error& error) {
         error.add_context("while " + format::quoted(name) + " was loaded");
         throw;
@@ -197,11 +196,12 @@ MissingAndUnexpected load_into(
     int64_t memory_limit_bytes,
     const std::optional<std::string>& prefix,
     bool strict,
-    bool verify) {
+    bool verify,
+    bool drop_page_cache) {
   return load_files(
       parameters,
       path,
-      memory_limit_bytes,
+      checked_bounds(memory_limit_bytes, drop_page_cache),
       prefix,
       strict,
       verify);
@@ -213,11 +213,12 @@ MissingAndUnexpected load_files_into(
     int64_t memory_limit_bytes,
     const std::optional<std::string>& prefix,
     bool strict,
-    bool verify) {
+    bool verify,
+    bool drop_page_cache) {
   return load_files(
       parameters,
       std::span<const std::string>(paths),
-      memory_limit_bytes,
+      checked_bounds(memory_limit_bytes, drop_page_cache),
       prefix,
       strict,
       verify);

@@ -19,7 +19,8 @@ using MissingAndUnexpected =
 // Copies each tensor of the file into the parameter of its name, in the order
 // of the file, without gradients: versions are bumped, dtypes and devices are
 // the parameters'. No more than the limit of the file is resident at any
-// instant, however large a tensor, and nothing in the end.
+// instant, however large a tensor, and nothing in the end. With
+// `drop_page_cache`, the kernel's cached copy counts and goes as well.
 //
 // `prefix` is what names in the file begin with and lose, as "state_dict.";
 // others are left out. Without one, it is that with which most parameters are
@@ -42,7 +43,8 @@ MissingAndUnexpected load_into(
     int64_t memory_limit_bytes,
     const std::optional<std::string>& prefix,
     bool strict,
-    bool verify);
+    bool verify,
+    bool drop_page_cache);
 
 // The same of several files, whose names do not repeat.
 MissingAndUnexpected load_files_into(
@@ -51,6 +53,7 @@ MissingAndUnexpected load_files_into(
     int64_t memory_limit_bytes,
     const std::optional<std::string>& prefix,
     bool strict,
-    bool verify);
+    bool verify,
+    bool drop_page_cache);
 
 }  // namespace ckpt_streamer::ops

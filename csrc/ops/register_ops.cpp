@@ -135,11 +135,12 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   // without executing anything in it. With a dtype, floating-point tensors are
   // converted to it on their way (see ops/conversion.h). With verify, records
   // are held against their checksums before a tensor of them is returned. With
-  // patterns, only tensors whose names match one are streamed.
+  // patterns, only tensors whose names match one are streamed. With
+  // drop_page_cache, the limit is for the kernel's copy as well.
   define(
       library,
       "open(str path, int memory_limit_bytes, *, ScalarType? dtype=None, "
-      "bool verify=False, str[]? select=None) -> "
+      "bool verify=False, str[]? select=None, bool drop_page_cache=False) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open);
 
@@ -147,7 +148,8 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   define(
       library,
       "open.paths(str[] paths, int memory_limit_bytes, *, "
-      "ScalarType? dtype=None, bool verify=False, str[]? select=None) -> "
+      "ScalarType? dtype=None, bool verify=False, str[]? select=None, "
+      "bool drop_page_cache=False) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open_files);
 
@@ -156,7 +158,7 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   define(
       library,
       "stream(Dict(str, Tensor) tensors, int memory_limit_bytes, *, "
-      "ScalarType? dtype=None) -> "
+      "ScalarType? dtype=None, bool drop_page_cache=False) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       stream_tensors);
 
@@ -164,8 +166,8 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   // behind. Made of other ops (CompositeImplicitAutograd): autograd, modes and
   // compilers see copy_.
   library.def(
-      "copy_(Tensor(a!) destination, Tensor source, int memory_limit_bytes) -> "
-      "Tensor(a!)",
+      "copy_(Tensor(a!) destination, Tensor source, int memory_limit_bytes, *, "
+      "bool drop_page_cache=False) -> Tensor(a!)",
       copy_);
 
   // The limit for those who name none, from the memory that is available at the
@@ -188,13 +190,15 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       library,
       "load_into(Dict(str, Tensor) parameters, str path, "
       "int memory_limit_bytes, *, str? prefix=None, bool strict=False, "
-      "bool verify=False) -> (str[] missing, str[] unexpected)",
+      "bool verify=False, bool drop_page_cache=False) -> "
+      "(str[] missing, str[] unexpected)",
       load_into);
   define(
       library,
       "load_into.paths(Dict(str, Tensor) parameters, str[] paths, "
       "int memory_limit_bytes, *, str? prefix=None, bool strict=False, "
-      "bool verify=False) -> (str[] missing, str[] unexpected)",
+      "bool verify=False, bool drop_page_cache=False) -> "
+      "(str[] missing, str[] unexpected)",
       load_files_into);
   // A checkpoint to be written, tensor by tensor, under the names and in the
   // dtypes and shapes of `tensors`, of which nothing is read. The format is
@@ -232,13 +236,13 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       });
 
   library.def(
-      "_windows(int memory_limit_bytes) -> "
+      "_windows(int memory_limit_bytes, bool drop_page_cache) -> "
       "__torch__.torch.classes.ckpt_streamer._WindowHandle",
       make_windows);
 
   library.def(
       "_open(str[] paths, bool is_list, int memory_limit_bytes, "
-      "ScalarType? dtype, bool verify) -> "
+      "ScalarType? dtype, bool verify, bool drop_page_cache) -> "
       "__torch__.torch.classes.ckpt_streamer._Checkpoint",
       open_checkpoint);
 }

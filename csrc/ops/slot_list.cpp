@@ -194,7 +194,10 @@ c10::intrusive_ptr<SlotList> SlotList::at(const at::Tensor& positions) const {
 
 c10::intrusive_ptr<WindowHandle> SlotList::windows(
     int64_t memory_limit_bytes,
-    std::optional<at::ScalarType> dtype) const {
+    std::optional<at::ScalarType> dtype,
+    bool drop_page_cache) const {
+  const stream::Bounds bounds =
+      checked_bounds(memory_limit_bytes, drop_page_cache);
   std::vector<ByteRange> spans;
   spans.reserve(slots_.size());
   for (size_t i = 0; i < slots_.size(); ++i) {
@@ -202,7 +205,7 @@ c10::intrusive_ptr<WindowHandle> SlotList::windows(
   }
   return with_torch_errors([&] {
     return c10::make_intrusive<WindowHandle>(
-        memory_limit_bytes,
+        bounds,
         checkpoint_,
         std::move(spans),
         dtype);

@@ -29,24 +29,24 @@ std::vector<bool> find_ties(const std::vector<ByteRange>& spans) {
 
 StreamHandle::StreamHandle(
     std::unique_ptr<TensorSource> source,
-    int64_t memory_limit_bytes,
+    const stream::Bounds& bounds,
     Conversion conversion)
     : StreamHandle(
           source->spans(),
           std::move(source),
-          checked_limit(memory_limit_bytes),
+          bounds,
           std::move(conversion)) {}
 
 StreamHandle::StreamHandle(
     std::vector<ByteRange> spans,
     std::unique_ptr<TensorSource>&& source,
-    uint64_t memory_limit_bytes,
+    const stream::Bounds& bounds,
     Conversion conversion)
     : source_(std::move(source)),
       conversion_(std::move(conversion)),
       may_be_tied_(
           conversion_.is_wanted() ? find_ties(spans) : std::vector<bool>()),
-      streamer_(std::move(spans), memory_limit_bytes, other_threads()) {}
+      streamer_(std::move(spans), bounds, other_threads()) {}
 
 StreamHandle::~StreamHandle() {
   disown_moved(streamer_, source_->take_moved());
@@ -241,18 +241,21 @@ c10::intrusive_ptr<StreamHandle> open(
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
     bool verify,
-    const std::optional<std::vector<std::string>>& select) {
-  checked_limit(memory_limit_bytes);  // before any I/O
+    const std::optional<std::vector<std::string>>& select,
+    bool drop_page_cache) {
+  // Checked before any I/O.
+  const stream::Bounds bounds =
+      checked_bounds(memory_limit_bytes, drop_page_cache);
   Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
         std::make_unique<FileSource>(
             std::make_shared<const CheckpointTensors>(
                 path,
-                checked_limit(memory_limit_bytes),
+                bounds.memory_limit_bytes,
                 verify ? Verify::kOn : Verify::kOff),
             select),
-        memory_limit_bytes,
+        bounds,
         std::move(conversion));
   });
 }
@@ -262,18 +265,21 @@ c10::intrusive_ptr<StreamHandle> open_files(
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
     bool verify,
-    const std::optional<std::vector<std::string>>& select) {
-  checked_limit(memory_limit_bytes);  // before any I/O
+    const std::optional<std::vector<std::string>>& select,
+    bool drop_page_cache) {
+  // Checked before any I/O.
+  const stream::Bounds bounds =
+      checked_bounds(memory_limit_bytes, drop_page_cache);
   Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
         std::make_unique<FileSource>(
             std::make_shared<const CheckpointTensors>(
                 std::span(paths),
-                checked_limit(memory_limit_bytes),
+                bounds.memory_limit_bytes,
                 verify ? Verify::kOn : Verify::kOff),
             select),
-        memory_limit_bytes,
+        bounds,
         std::move(conversion));
   });
 }
@@ -281,11 +287,14 @@ c10::intrusive_ptr<StreamHandle> open_files(
 c10::intrusive_ptr<StreamHandle> stream_tensors(
     const c10::Dict<std::string, at::Tensor>& tensors,
     int64_t memory_limit_bytes,
-    std::optional<at::ScalarType> dtype) {
+    std::optional<at::ScalarType> dtype,
+    bool drop_page_cache) {
+  const stream::Bounds bounds =
+      checked_bounds(memory_limit_bytes, drop_page_cache);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
         std::make_unique<DictSource>(tensors),
-        memory_limit_bytes,
+        bounds,
         Conversion(dtype));
   });
 }

@@ -34,7 +34,7 @@ class StreamHandle final : public torch::CustomClassHolder {
  public:
   StreamHandle(
       std::unique_ptr<TensorSource> source,
-      int64_t memory_limit_bytes,
+      const stream::Bounds& bounds,
       Conversion conversion);
   ~StreamHandle() override;
 
@@ -94,7 +94,7 @@ class StreamHandle final : public torch::CustomClassHolder {
   StreamHandle(
       std::vector<ByteRange> spans,
       std::unique_ptr<TensorSource>&& source,
-      uint64_t memory_limit_bytes,
+      const stream::Bounds& bounds,
       Conversion conversion);
   at::Tensor tensor_at(size_t position);
   PlacedTensor placed_tensor(size_t position);
@@ -126,28 +126,33 @@ class StreamHandle final : public torch::CustomClassHolder {
 };
 
 // torch.ops.ckpt_streamer.open(str path, int memory_limit_bytes, *,
-//     ScalarType? dtype=None, bool verify=False, str[]? select=None)
+//     ScalarType? dtype=None, bool verify=False, str[]? select=None,
+//     bool drop_page_cache=False)
 c10::intrusive_ptr<StreamHandle> open(
     const std::string& path,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
     bool verify,
-    const std::optional<std::vector<std::string>>& select);
+    const std::optional<std::vector<std::string>>& select,
+    bool drop_page_cache);
 
 // torch.ops.ckpt_streamer.open(str[] paths, int memory_limit_bytes, *,
-//     ScalarType? dtype=None, bool verify=False, str[]? select=None)
+//     ScalarType? dtype=None, bool verify=False, str[]? select=None,
+//     bool drop_page_cache=False)
 c10::intrusive_ptr<StreamHandle> open_files(
     const std::vector<std::string>& paths,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
     bool verify,
-    const std::optional<std::vector<std::string>>& select);
+    const std::optional<std::vector<std::string>>& select,
+    bool drop_page_cache);
 
 // torch.ops.ckpt_streamer.stream(Dict(str, Tensor), int memory_limit_bytes, *,
-//     ScalarType? dtype=None)
+//     ScalarType? dtype=None, bool drop_page_cache=False)
 c10::intrusive_ptr<StreamHandle> stream_tensors(
     const c10::Dict<std::string, at::Tensor>& tensors,
     int64_t memory_limit_bytes,
-    std::optional<at::ScalarType> dtype);
+    std::optional<at::ScalarType> dtype,
+    bool drop_page_cache);
 
 }  // namespace ckpt_streamer::ops

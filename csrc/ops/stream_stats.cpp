@@ -16,6 +16,24 @@ std::string reason(int error_number) {
          std::error_code(error_number, std::generic_category()).message() + ")";
 }
 
+std::string not_held_of_cache(const stream::StreamFigures& figures) {
+  if (figures.unreachable_bytes > 0) {
+    return std::to_string(figures.unreachable_bytes) +
+           " bytes were left in the kernel's cache: their file cannot be "
+           "opened "
+           "again, as it was replaced, moved or deleted, or the system does "
+           "not "
+           "tell which it is";
+  }
+  if (figures.undropped_cached_bytes > 0) {
+    return std::to_string(figures.undropped_cached_bytes) +
+           " bytes stayed in the kernel's cache: they are mapped by another "
+           "process or stream, not yet written to disk, or on a file system "
+           "that is memory itself, as tmpfs is";
+  }
+  return "";
+}
+
 }  // namespace
 
 c10::Dict<std::string, int64_t> stats_of(
@@ -41,7 +59,7 @@ c10::Dict<std::string, int64_t> stats_of(
 
 std::string not_held(const stream::StreamFigures& figures) {
   if (over_limit_bytes(figures) == 0) {
-    return "";
+    return not_held_of_cache(figures);
   }
   if (figures.drop_error != 0) {
     const uint64_t bytes =

@@ -16,6 +16,11 @@
 namespace ckpt_streamer::ops {
 namespace {
 
+stream::Bounds without(uint64_t bytes, stream::Bounds bounds) {
+  bounds.memory_limit_bytes -= bytes;
+  return bounds;
+}
+
 // The part of a limit that is kept for converted tensors on their way to
 // Python: a lot of them that fits a cache and costs each next to nothing of a
 // call.
@@ -33,23 +38,22 @@ at::Tensor int64_tensor(size_t size) {
 
 }  // namespace
 
-WindowHandle::WindowHandle(int64_t memory_limit_bytes)
-    : memory_limit_bytes_(checked_limit(memory_limit_bytes)),
-      conversion_(std::nullopt) {}
+WindowHandle::WindowHandle(const stream::Bounds& bounds)
+    : bounds_(bounds), conversion_(std::nullopt) {}
 
 WindowHandle::WindowHandle(
-    int64_t memory_limit_bytes,
+    const stream::Bounds& bounds,
     std::shared_ptr<const CheckpointTensors> checkpoint,
     std::vector<ByteRange> spans,
     std::optional<at::ScalarType> dtype)
-    : memory_limit_bytes_(checked_limit(memory_limit_bytes)),
+    : bounds_(bounds),
       checkpoint_(std::move(checkpoint)),
       dtype_(dtype),
       conversion_(dtype),
       streamer_(
           std::make_unique<stream::WindowStreamer>(
               std::move(spans),
-              memory_limit_bytes_ - lot_bytes(memory_limit_bytes_, dtype),
+              without(lot_bytes(bounds_.memory_limit_bytes, dtype), bounds_),
               other_threads())),
       is_planned_(true) {}
 
@@ -85,7 +89,7 @@ void WindowHandle::plan() {
     }
     streamer_ = std::make_unique<stream::WindowStreamer>(
         std::move(spans),
-        memory_limit_bytes_,
+        bounds_,
         other_threads());
     if (!std::is_sorted(order.begin(), order.end())) {
       order_.assign(order.begin(), order.end());
@@ -187,7 +191,7 @@ c10::List<at::Tensor> WindowHandle::converted(
         elements_at) {
   const std::lock_guard lock(mutex_);
   stream::WindowStreamer& streamer = open_streamer();
-  const uint64_t most_bytes = lot_bytes(memory_limit_bytes_, dtype_);
+  const uint64_t most_bytes = lot_bytes(bounds_.memory_limit_bytes, dtype_);
   uint64_t bytes = 0;
   c10::List<at::Tensor> lot;
   const auto takes = [&](int64_t element_count) {
@@ -283,7 +287,7 @@ void WindowHandle::close(int64_t yielded_count) {
 stream::StreamFigures WindowHandle::figures() const {
   stream::StreamFigures figures =
       streamer_ ? streamer_->figures() : closed_figures_;
-  figures.memory_limit_bytes = memory_limit_bytes_;
+  figures.memory_limit_bytes = bounds_.memory_limit_bytes;
   return figures;
 }
 
@@ -321,8 +325,11 @@ std::string WindowHandle::not_held() const {
   return ops::not_held(figures());
 }
 
-c10::intrusive_ptr<WindowHandle> make_windows(int64_t memory_limit_bytes) {
-  return c10::make_intrusive<WindowHandle>(memory_limit_bytes);
+c10::intrusive_ptr<WindowHandle> make_windows(
+    int64_t memory_limit_bytes,
+    bool drop_page_cache) {
+  return c10::make_intrusive<WindowHandle>(
+      checked_bounds(memory_limit_bytes, drop_page_cache));
 }
 
 }  // namespace ckpt_streamer::ops

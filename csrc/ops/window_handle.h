@@ -41,14 +41,14 @@ struct Lot final : torch::CustomClassHolder {
 
 class WindowHandle final : public torch::CustomClassHolder {
  public:
-  explicit WindowHandle(int64_t memory_limit_bytes);
+  explicit WindowHandle(const stream::Bounds& bounds);
   // Planned already. `spans`: the addresses of the tensors' elements in that
   // order, in the mappings of `checkpoint`, which is held until close(). With a
   // dtype, a part of the limit is kept for what converted() makes.
-  // THROWS: c10::ValueError for a limit that is not positive or a dtype that
-  // Conversion refuses, CheckpointError as stream::WindowStreamer.
+  // THROWS: c10::ValueError for a dtype that Conversion refuses,
+  // CheckpointError as stream::WindowStreamer.
   WindowHandle(
-      int64_t memory_limit_bytes,
+      const stream::Bounds& bounds,
       std::shared_ptr<const CheckpointTensors> checkpoint,
       std::vector<ByteRange> spans,
       std::optional<at::ScalarType> dtype);
@@ -137,7 +137,7 @@ class WindowHandle final : public torch::CustomClassHolder {
   stream::WindowStreamer& open_streamer();
 
   mutable std::mutex mutex_;
-  const uint64_t memory_limit_bytes_;
+  const stream::Bounds bounds_;
   std::shared_ptr<const CheckpointTensors> checkpoint_;  // null without files
   const std::optional<at::ScalarType> dtype_;
   Conversion conversion_;
@@ -157,7 +157,10 @@ class WindowHandle final : public torch::CustomClassHolder {
   bool warned_ = false;
 };
 
-// torch.ops.ckpt_streamer._windows(int memory_limit_bytes)
-c10::intrusive_ptr<WindowHandle> make_windows(int64_t memory_limit_bytes);
+// torch.ops.ckpt_streamer._windows(int memory_limit_bytes, bool
+// drop_page_cache). THROWS: c10::ValueError for a limit that is not positive.
+c10::intrusive_ptr<WindowHandle> make_windows(
+    int64_t memory_limit_bytes,
+    bool drop_page_cache);
 
 }  // namespace ckpt_streamer::ops

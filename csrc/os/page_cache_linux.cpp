@@ -1,8 +1,11 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 
 #include "os/advise.h"
 #include "os/page_cache.h"
@@ -10,6 +13,9 @@
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
+#endif
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
 #endif
 
 namespace ckpt_streamer::os {
@@ -33,6 +39,51 @@ void advise_in_steps(int descriptor, uint64_t begin, uint64_t end) noexcept {
         static_cast<off_t>(std::min(kStep, end - at)),
         POSIX_FADV_WILLNEED);
   }
+}
+
+// cachestat(2) of the kernel's linux/mman.h, for older headers.
+struct CacheStatRange {
+  uint64_t offset;
+  uint64_t length;
+};
+struct CacheStat {
+  uint64_t cached_pages;
+  uint64_t dirty_pages;
+  uint64_t writeback_pages;
+  uint64_t evicted_pages;
+  uint64_t recently_evicted_pages;
+};
+
+uint64_t cached_pages_by_mincore(
+    int descriptor,
+    const ByteRange& file_range) noexcept {
+  const uint64_t page_size = page_size_bytes();
+  constexpr uint64_t kMostPages = 4096;
+  std::array<unsigned char, kMostPages> states;
+  uint64_t count = 0;
+  for (uint64_t at = file_range.begin; at < file_range.end;) {
+    const uint64_t bytes =
+        std::min(kMostPages * page_size, file_range.end - at);
+    void* const pages = ::mmap(
+        nullptr,
+        bytes,
+        PROT_READ,
+        MAP_PRIVATE,
+        descriptor,
+        static_cast<off_t>(at));
+    if (pages == MAP_FAILED) {
+      return count;
+    }
+    if (::mincore(pages, bytes, states.data()) == 0) {
+      count += static_cast<uint64_t>(std::count_if(
+          states.begin(),
+          states.begin() + static_cast<ptrdiff_t>(bytes / page_size),
+          [](unsigned char state) { return (state & 1) != 0; }));
+    }
+    ::munmap(pages, bytes);
+    at += bytes;
+  }
+  return count;
 }
 
 }  // namespace
@@ -87,6 +138,22 @@ int drop_cached(const BackingFile& file, const ByteRange& file_range) noexcept {
       static_cast<off_t>(file_range.begin),
       static_cast<off_t>(file_range.size_bytes()),
       POSIX_FADV_DONTNEED);
+}
+
+uint64_t cached_bytes(
+    const BackingFile& file,
+    const ByteRange& file_range) noexcept {
+  const ByteRange pages = round_outward(file_range, page_size_bytes());
+  if (file_range.empty() || !file.shows_cached_pages()) {
+    return 0;
+  }
+  CacheStatRange range = {pages.begin, pages.size_bytes()};
+  CacheStat status = {};
+  const bool is_told =
+      ::syscall(SYS_cachestat, file.descriptor(), &range, &status, 0) == 0;
+  return page_size_bytes() *
+         (is_told ? status.cached_pages
+                  : cached_pages_by_mincore(file.descriptor(), pages));
 }
 
 }  // namespace ckpt_streamer::os

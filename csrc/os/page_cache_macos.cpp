@@ -20,4 +20,8 @@ int drop_cached(const BackingFile&, const ByteRange&) noexcept {
   return ENOTSUP;
 }
 
+uint64_t cached_bytes(const BackingFile&, const ByteRange&) noexcept {
+  return 0;
+}
+
 }  // namespace ckpt_streamer::os

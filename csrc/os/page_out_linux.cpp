@@ -176,6 +176,10 @@ int PageOut::unmap_pages(const ByteRange& run) noexcept {
   return 0;
 }
 
+int PageOut::evict(const ByteRange& run) noexcept {
+  return advise(run, MADV_PAGEOUT);
+}
+
 // mm/madvise.c, madvise_cold_or_pageout_pte_range(): splits what the range
 // covers in part, and what is mapped in part; mm/huge_memory.c, unmap_folio():
 // a file's folio leaves the page tables for that, and its pages come back by

@@ -10,6 +10,10 @@ int PageOut::unmap(const ByteRange&, bool) noexcept {
   return ENOTSUP;
 }
 
+int PageOut::evict(const ByteRange&) noexcept {
+  return ENOTSUP;
+}
+
 int PageOut::split(const ByteRange&) noexcept {
   return ENOTSUP;
 }

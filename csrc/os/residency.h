@@ -141,6 +141,12 @@ class Residency {
   Residency(const Residency&) = delete;
   Residency& operator=(const Residency&) = delete;
 
+  // From now on, dropped pages need not stay in the kernel's cache, which is
+  // cheaper beside others. Those that did not go are os/page_cache.h's to drop.
+  void need_not_stay_cached() noexcept {
+    keeps_cached_ = false;
+  }
+
   // Drops every page that is a clean, resident page of a file and lies fully
   // inside one of the ranges, then looks again: what could not be dropped is in
   // remaining_bytes. Written pages, anonymous pages and holes stay as they are.
@@ -229,6 +235,7 @@ class Residency {
 
   PageOut page_out_;
   ScanMethod method_;
+  bool keeps_cached_ = true;
   std::atomic<bool> fast_scan_works_ = true;
   int descriptor_ = -1;
   int statm_descriptor_ = -1;

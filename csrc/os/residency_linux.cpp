@@ -380,7 +380,8 @@ int Residency::drop_run(
     case Way::kDiscard:
       return advise(run, MADV_DONTNEED);
     case Way::kPageOut:
-      return page_out_.unmap(run, is_huge);
+      return keeps_cached_ ? page_out_.unmap(run, is_huge)
+                           : PageOut::evict(run);
     case Way::kSplitIfWritten: {
       const ByteRange blocks = round_outward(run, fault_extent_bytes());
       return count_written({&blocks, 1}) > 0 ? PageOut::split(run) : 0;

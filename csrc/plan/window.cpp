@@ -129,6 +129,20 @@ WindowRules choose_rules(
                    fault_extent_bytes};
 }
 
+WindowRules with_room_ahead(
+    const WindowRules& rules,
+    std::span<const ByteRange> spans) {
+  WindowRules smaller = rules;
+  smaller.memory_limit_bytes -= smaller.memory_limit_bytes / 4;
+  for (const ByteRange& span : spans) {
+    const uint64_t bytes = round_outward(span, rules.block_bytes).size_bytes();
+    if (bytes <= rules.memory_limit_bytes) {
+      smaller.memory_limit_bytes = std::max(smaller.memory_limit_bytes, bytes);
+    }
+  }
+  return smaller;
+}
+
 std::vector<size_t> plan_windows(
     std::span<const ByteRange> spans,
     const WindowRules& rules) {

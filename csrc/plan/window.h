@@ -43,6 +43,13 @@ struct WindowRules {
     uint64_t page_size_bytes,
     uint64_t fault_extent_bytes);
 
+// The rules for a stream that reads ahead inside its limit, as it has to where
+// the kernel's copy counts as well: windows leave a quarter of it, but hold
+// each span that the limit itself holds.
+[[nodiscard]] WindowRules with_room_ahead(
+    const WindowRules& rules,
+    std::span<const ByteRange> spans);
+
 class Window {
  public:
   explicit Window(const WindowRules& rules) noexcept : rules_(rules) {}

@@ -15,8 +15,6 @@ namespace {
 // Places at which a request is held against the cache: one that is wrong costs
 // no more than a wait.
 constexpr uint64_t kSamples = 8;
-// Files held open; the windows of a stream go through them one by one.
-constexpr size_t kMostFiles = 4;
 
 }  // namespace
 
@@ -88,25 +86,6 @@ void ReadAhead::forget_the_parents() noexcept {
   queue_ = std::move(fresh);
 }
 
-std::shared_ptr<const os::BackingFile> ReadAhead::file_at(uint64_t address) {
-  const auto known =
-      std::find_if(files_.begin(), files_.end(), [&](const auto& file) {
-        return file->addresses().contains({address, address + 1});
-      });
-  if (known != files_.end()) {
-    return *known;
-  }
-  std::shared_ptr<const os::BackingFile> file =
-      os::BackingFile::behind(address);
-  if (file != nullptr) {
-    if (files_.size() == kMostFiles) {
-      files_.erase(files_.begin());
-    }
-    files_.push_back(file);
-  }
-  return file;
-}
-
 bool ReadAhead::may_be_cold(std::span<const ByteRange> ranges) {
   uint64_t total_bytes = 0;
   for (const ByteRange& range : ranges) {
@@ -126,7 +105,8 @@ bool ReadAhead::may_be_cold(std::span<const ByteRange> ranges) {
     skipped_bytes -= range.end - at;
   }
   // Of files that do not show it, all are said to be cached.
-  const auto file = ranges.empty() ? nullptr : file_at(ranges.front().begin);
+  const auto file =
+      ranges.empty() ? nullptr : files_.file_at(ranges.front().begin);
   return file != nullptr && !file->shows_cached_pages();
 }
 
@@ -137,7 +117,7 @@ std::vector<ReadAhead::Block> ReadAhead::cold_blocks(
   for (const ByteRange& range : ranges) {
     uint64_t at = range.begin;
     while (at < range.end) {
-      const auto file = file_at(at);
+      const auto file = files_.file_at(at);
       if (file == nullptr) {
         break;
       }

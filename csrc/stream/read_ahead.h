@@ -16,6 +16,7 @@
 
 #include "base/byte_range.h"
 #include "os/backing_file.h"
+#include "stream/backing_files.h"
 
 namespace ckpt_streamer::stream {
 
@@ -46,15 +47,12 @@ class ReadAhead {
   struct Queue;  // what the thread and its owner share
 
   static void read_all(Queue& queue) noexcept;
-  // Null where it cannot be had.
-  std::shared_ptr<const os::BackingFile> file_at(uint64_t address);
   [[nodiscard]] bool may_be_cold(std::span<const ByteRange> ranges);
   std::vector<Block> cold_blocks(std::span<const ByteRange> ranges);
   void hand_over(std::vector<Block> blocks);
   void forget_the_parents() noexcept;
 
-  // Those asked for last.
-  std::vector<std::shared_ptr<const os::BackingFile>> files_;
+  BackingFiles files_;
   std::unique_ptr<Queue> queue_;
   std::thread thread_;
   int64_t owner_process_ = 0;

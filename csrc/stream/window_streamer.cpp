@@ -6,6 +6,8 @@
 #include <span>
 #include <utility>
 
+#include "os/page_cache.h"
+
 namespace ckpt_streamer::stream {
 namespace {
 
@@ -132,21 +134,27 @@ std::vector<ByteRange> in_fault_blocks(std::span<const ByteRange> ranges) {
   return window.extents();
 }
 
+plan::WindowRules rules_for(
+    std::span<const ByteRange> spans,
+    const Bounds& bounds) {
+  const plan::WindowRules rules = plan::choose_rules(
+      spans,
+      bounds.memory_limit_bytes,
+      os::page_size_bytes(),
+      os::fault_extent_bytes());
+  return bounds.drop_page_cache ? plan::with_room_ahead(rules, spans) : rules;
+}
+
 }  // namespace
 
 WindowStreamer::WindowStreamer(
     std::vector<ByteRange> spans,
-    uint64_t memory_limit_bytes,
+    const Bounds& bounds,
     OtherThreads other_threads,
     os::ScanMethod scan_method)
     : spans_(std::move(spans)),
       covered_bytes_(covered_prefixes(spans_)),
-      rules_(
-          plan::choose_rules(
-              spans_,
-              memory_limit_bytes,
-              os::page_size_bytes(),
-              os::fault_extent_bytes())),
+      rules_(rules_for(spans_, bounds)),
       window_ends_(plan::plan_windows(spans_, rules_)),
       other_threads_(std::move(other_threads)),
       owned_mappings_(keep_file_backed(spans_, scan_method)),
@@ -157,7 +165,11 @@ WindowStreamer::WindowStreamer(
       owned_mappings_,
       rules_.pins_edges() ? os::HugePages::kAvoid : os::HugePages::kPrefer);
   find_all_extents();
-  figures_.memory_limit_bytes = memory_limit_bytes;
+  if (bounds.drop_page_cache) {
+    cache_dropper_.emplace();
+    residency_.need_not_stay_cached();
+  }
+  figures_.memory_limit_bytes = bounds.memory_limit_bytes;
 }
 
 WindowStreamer::~WindowStreamer() {
@@ -326,6 +338,9 @@ void WindowStreamer::drop_live(const ByteRange& next) {
   live_.clear();
   const uint64_t kept_bytes = residency_.count_resident(kept_ranges);
   const os::DropResult result = drop(ranges, other_writers);
+  if (cache_dropper_.has_value()) {
+    cache_dropper_->add(ranges);
+  }
   record(result, kept_bytes);
   figures_.undropped_bytes += result.remaining_bytes;
 }
@@ -362,40 +377,95 @@ std::span<const ByteRange> WindowStreamer::spans_of_window(
 
 // The file is read as far as the next window is likely to need it while this
 // one is in use, no further: a container is charged for what is cached.
-void WindowStreamer::read_ahead(std::span<const ByteRange> next) noexcept {
+uint64_t WindowStreamer::ahead_bytes() const noexcept {
   constexpr uint64_t kMostAheadBytes = uint64_t{64} << 20;
+  if (!cache_dropper_.has_value()) {
+    return std::min(kMostAheadBytes, rules_.memory_limit_bytes);
+  }
+  // What is live leaves that much; the system reads up to two blocks more.
+  const uint64_t taken_bytes =
+      live_.extent_bytes() + 2 * os::prefetch_block_bytes();
+  const uint64_t limit_bytes = figures_.memory_limit_bytes;
+  return std::min(
+      kMostAheadBytes,
+      limit_bytes - std::min(limit_bytes, taken_bytes));
+}
+
+std::vector<ByteRange> WindowStreamer::ranges_to_read(
+    std::span<const ByteRange> next) const {
+  const uint64_t limit_bytes = rules_.memory_limit_bytes;
+  std::vector<ByteRange> ranges;
+  for (const ByteRange& extent : live_.extents()) {
+    // Of a span above the limit, the beginning.
+    append_owned(
+        intersect(extent, {extent.begin, extent.begin + limit_bytes}),
+        ranges);
+  }
+  uint64_t left_bytes = ahead_bytes();
+  // Neighbours make one range, as far as they ascend.
+  ByteRange run;
+  for (const ByteRange& span : next) {
+    if (run.size_bytes() >= left_bytes) {
+      break;
+    }
+    if (span.empty()) {
+      continue;
+    }
+    if (span.begin < run.begin ||
+        span.begin > run.end + os::page_size_bytes()) {
+      append_owned(run, ranges);
+      left_bytes -= run.size_bytes();
+      run = span;
+    } else {
+      run.end = std::max(run.end, span.end);
+    }
+  }
+  run.end = std::min(run.end, run.begin + left_bytes);
+  append_owned(run, ranges);
+  return ranges;
+}
+
+void WindowStreamer::read_ahead(std::span<const ByteRange> next) noexcept {
   try {
-    const uint64_t limit_bytes = rules_.memory_limit_bytes;
-    std::vector<ByteRange> ranges;
-    for (const ByteRange& extent : live_.extents()) {
-      // Of a span above the limit, the beginning.
-      append_owned(
-          intersect(extent, {extent.begin, extent.begin + limit_bytes}),
-          ranges);
-    }
-    uint64_t ahead_bytes = std::min(kMostAheadBytes, limit_bytes);
-    // Neighbours make one range, as far as they ascend.
-    ByteRange run;
-    for (const ByteRange& span : next) {
-      if (run.size_bytes() >= ahead_bytes) {
-        break;
-      }
-      if (span.empty()) {
-        continue;
-      }
-      if (span.begin < run.begin ||
-          span.begin > run.end + os::page_size_bytes()) {
-        append_owned(run, ranges);
-        ahead_bytes -= run.size_bytes();
-        run = span;
-      } else {
-        run.end = std::max(run.end, span.end);
-      }
-    }
-    run.end = std::min(run.end, run.begin + ahead_bytes);
-    append_owned(run, ranges);
+    std::vector<ByteRange> ranges = ranges_to_read(next);
+    drop_cached(ranges);
     read_ahead_.request(ranges);
+    if (cache_dropper_.has_value()) {
+      asked_ahead_ = std::move(ranges);
+    }
   } catch (...) {  // no memory: a hint that is not given
+  }
+}
+
+void WindowStreamer::drop_cached(std::span<const ByteRange> kept) noexcept {
+  if (!cache_dropper_.has_value()) {
+    return;
+  }
+  try {
+    std::vector<ByteRange> needed = live_.extents();
+    needed.insert(needed.end(), kept.begin(), kept.end());
+    cache_dropper_->drop(needed);
+    figures_.undropped_cached_bytes = cache_dropper_->undropped_bytes();
+    figures_.unreachable_bytes = cache_dropper_->unreachable_bytes();
+  } catch (...) {  // no memory: with the next ones
+  }
+}
+
+void WindowStreamer::drop_all_cached() noexcept {
+  if (!cache_dropper_.has_value()) {
+    return;
+  }
+  try {
+    std::vector<ByteRange> ranges;
+    for (const ByteRange& extent : in_fault_blocks(live_.extents())) {
+      append_owned(extent, ranges);
+    }
+    cache_dropper_->add(ranges);
+    cache_dropper_->add(std::exchange(asked_ahead_, {}));
+    cache_dropper_->drop_all();
+    figures_.undropped_cached_bytes = cache_dropper_->undropped_bytes();
+    figures_.unreachable_bytes = cache_dropper_->unreachable_bytes();
+  } catch (...) {  // no memory: they stay
   }
 }
 
@@ -414,10 +484,13 @@ void WindowStreamer::admit_part(size_t index, const ByteRange& part) {
     return;
   }
   begin_if_idle();
-  if (!live_.fits_resident(span)) {
+  if (live_.fits_resident(span)) {
+    live_.add(span);
+  } else {
     drop_live(span);
+    live_.add(span);
+    drop_cached({});
   }
-  live_.add(span);
   if (is_over_limit()) {
     watch_if_over_limit();
   }
@@ -538,6 +611,7 @@ void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
   const os::DropResult result = drop(all_extents_, other_writers);
   record(result, 0);
   figures_.undropped_bytes = result.remaining_bytes;
+  drop_all_cached();
   live_.clear();
   is_live_ = false;
 }

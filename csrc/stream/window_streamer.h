@@ -36,6 +36,8 @@
 #include "base/byte_range.h"
 #include "os/residency.h"
 #include "plan/window.h"
+#include "stream/bounds.h"
+#include "stream/cache_dropper.h"
 #include "stream/read_ahead.h"
 #include "stream/watcher.h"
 
@@ -59,6 +61,10 @@ struct StreamFigures {
   // Read from the disk ahead of the reader, in whole blocks; of a file that the
   // kernel had cached, nothing.
   uint64_t prefetched_bytes = 0;
+  // With drop_page_cache, of what was streamed: bytes that stayed in the cache
+  // all the same, and bytes whose file could not be opened again for that.
+  uint64_t undropped_cached_bytes = 0;
+  uint64_t unreachable_bytes = 0;
 };
 
 [[nodiscard]] inline os::OtherWriters always_possible() noexcept {
@@ -86,7 +92,7 @@ class WindowStreamer {
   // THROWS: CheckpointError Io when the process's mappings cannot be read.
   WindowStreamer(
       std::vector<ByteRange> spans,
-      uint64_t memory_limit_bytes,
+      const Bounds& bounds,
       OtherThreads other_threads = {},
       os::ScanMethod scan_method = os::ScanMethod::kBest);
   // Releases, if anything was ever live. Asks for no other threads.
@@ -216,6 +222,14 @@ class WindowStreamer {
   // Reads ahead what is live, then as much as is allowed of the ranges: what
   // the stream goes on with, by addresses inside all_extents_.
   void read_ahead(std::span<const ByteRange> next) noexcept;
+  // Of what is live and what comes next, in the order in which it is read.
+  [[nodiscard]] std::vector<ByteRange> ranges_to_read(
+      std::span<const ByteRange> next) const;
+  [[nodiscard]] uint64_t ahead_bytes() const noexcept;
+  // Takes what was live out of the kernel's cache, if that is wanted, but for
+  // what is live now and those ranges.
+  void drop_cached(std::span<const ByteRange> kept) noexcept;
+  void drop_all_cached() noexcept;
 
   // Fixed at construction, in this order.
   std::vector<ByteRange> spans_;  // in the end, empty where nothing may go
@@ -234,7 +248,10 @@ class WindowStreamer {
   uint64_t held_bytes_ = 0;
   uint64_t peak_held_bytes_ = 0;  // since pages were last dropped
   ReadAhead read_ahead_;
-  StreamFigures figures_;  // but for what the watcher did
+  // If the kernel's copy is to go as well.
+  std::optional<CacheDropper> cache_dropper_;
+  std::vector<ByteRange> asked_ahead_;  // last, for that
+  StreamFigures figures_;               // but for what the watcher did
   // Asking it for its figures may find that a fork left it behind.
   mutable Watcher watcher_;
 };

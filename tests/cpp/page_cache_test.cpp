@@ -94,5 +94,19 @@ TEST(drop_cached_gives_back_the_kernels_copy) {
   EXPECT_EQ(mapping.cached_bytes(), uint64_t{0});
 }
 
+TEST(cached_bytes_are_counted_exactly) {
+  const TemporaryFile path(kSize);
+  const TestMapping mapping(path.path(), kSize, MAP_PRIVATE);
+  const auto file = BackingFile::behind(mapping.range().begin);
+  make_cold(path.path());
+  EXPECT_EQ(cached_bytes(*file, {0, kSize}), uint64_t{0});
+  prefetch(*file, 0);
+  const uint64_t block = prefetch_block_bytes();
+  EXPECT_EQ(cached_bytes(*file, {0, block}), block);
+  EXPECT_EQ(cached_bytes(*file, {5, 6}), page_size_bytes());
+  EXPECT_EQ(cached_bytes(*file, {5, 5}), uint64_t{0});
+  EXPECT_EQ(cached_bytes(*file, {0, kSize}), mapping.cached_bytes());
+}
+
 }  // namespace
 }  // namespace ckpt_streamer::os

@@ -29,8 +29,9 @@ struct LoadOptions {
   std::optional<std::string> prefix = std::nullopt;
   // Whether missing and unexpected names are an error.
   bool strict = false;
-  // As OpenOptions::verify.
+  // As in OpenOptions.
   bool verify = false;
+  bool drop_page_cache = false;
 };
 
 struct LoadResult {

@@ -73,12 +73,16 @@ struct OpenOptions {
   // Patterns of names, as Python's fnmatch takes them: only tensors that match
   // one are streamed.
   std::optional<std::vector<std::string>> select = std::nullopt;
+  // Whether the limit is for the kernel's cached copy as well, for which a
+  // container is charged: it is dropped behind the reader.
+  bool drop_page_cache = false;
 };
 
 // What stream() takes beside the tensors; fields as in OpenOptions.
 struct StreamOptions {
   uint64_t memory_limit_bytes = kDefaultMemoryLimitBytes;
   std::optional<at::ScalarType> dtype = std::nullopt;
+  bool drop_page_cache = false;
 };
 
 // The name is the keys that lead to the tensor, joined by '.'.
@@ -273,7 +277,8 @@ open(const std::vector<std::string>& paths, const OpenOptions& options = {});
 CKPT_STREAMER_API at::Tensor& copy_(
     at::Tensor& destination,
     const at::Tensor& source,
-    uint64_t memory_limit_bytes);
+    uint64_t memory_limit_bytes,
+    bool drop_page_cache = false);
 
 // The limit that fits the machine and the container at the moment, in bytes.
 // Cost: well below a millisecond.

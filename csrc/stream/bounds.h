@@ -1,0 +1,20 @@
+// What a stream has to keep within.
+#pragma once
+
+#include <cstdint>
+
+namespace ckpt_streamer::stream {
+
+struct Bounds {
+  // Implicit: most streams have a limit and nothing else.
+  Bounds(uint64_t limit_bytes, bool drops_page_cache = false) noexcept
+      : memory_limit_bytes(limit_bytes), drop_page_cache(drops_page_cache) {}
+
+  uint64_t memory_limit_bytes;
+  // Whether the limit is for the kernel's copy as well, what is read ahead
+  // included: it is dropped behind the reader, for a container is charged for
+  // it. The next reader of the file has to wait for the disk then.
+  bool drop_page_cache;
+};
+
+}  // namespace ckpt_streamer::stream

@@ -27,7 +27,7 @@ from pages import resident_bytes, warm
 from sampler import Marks, record
 
 import ckpt_streamer
-from ckpt_streamer import stream
+from ckpt_streamer import MemoryBudget, Stream, stream
 
 LIMITS_MIB = (16, 64, 256)
 ALL = os.cpu_count() or 1
@@ -74,6 +74,43 @@ def keep_of_op_and_read_again(path: Path, limit_mib: int) -> None:
     for again in kept:
         again.sum()
     handle.release()
+
+
+def read_side_by_side(path: Path, limit_mib: int) -> None:
+    """The file twice, tensor by tensor, under one budget."""
+    budget = MemoryBudget(limit_mib)
+    pairs = (stream(path, budget=budget), stream(path, budget=budget))
+    for (_, _, one), (_, _, two) in zip(*pairs, strict=True):
+        one.sum()
+        two.sum()
+
+
+def look_up_beside(path: Path, limit_mib: int) -> None:
+    """One iteration, and look-ups in the same order in another opened file."""
+    budget = MemoryBudget(limit_mib)
+    with (
+        ckpt_streamer.open(path, budget=budget) as first,
+        ckpt_streamer.open(path, budget=budget) as second,
+    ):
+        for name, tensor in first:
+            tensor.sum()
+            second.tensor(name).sum()
+
+
+def read_in_threads(path: Path, limit_mib: int) -> None:
+    """Three threads, each through the whole file, under one budget."""
+    budget = MemoryBudget(limit_mib)
+
+    def read(items: Stream) -> None:
+        for _, _, tensor in items:
+            tensor.sum()
+
+    streams = [stream(path, budget=budget) for _ in range(3)]
+    threads = [threading.Thread(target=read, args=(items,)) for items in streams]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def write_everywhere(path: Path, limit_mib: int) -> None:
@@ -152,6 +189,18 @@ CASES = {
     ),
     "near the limit": Case(
         lambda mib: tensors_checkpoint(4, (mib - 3) * MIB // 4), read_all
+    ),
+    "shared budget": Case(
+        lambda mib: tensors_checkpoint(64, mib * MIB // 4 // 16), read_side_by_side
+    ),
+    "shared budget, large": Case(
+        lambda mib: tensors_checkpoint(16, mib * MIB // 4 // 4), read_side_by_side
+    ),
+    "shared budget, look-ups": Case(
+        lambda mib: tensors_checkpoint(64, mib * MIB // 4 // 16), look_up_beside
+    ),
+    "shared budget, threads": Case(
+        lambda mib: tensors_checkpoint(64, mib * MIB // 4 // 16), read_in_threads
     ),
     "16 limits, converted": Case(lambda mib: one_tensor(16 * mib), convert_in_pieces),
     **watched("16 limits", lambda mib: one_tensor(16 * mib), read_all),

@@ -1,6 +1,7 @@
 """Stream PyTorch checkpoints through a bounded amount of physical memory."""
 
 from ckpt_streamer._apply import apply_state_dict
+from ckpt_streamer._budget import MemoryBudget
 from ckpt_streamer._checkpoint import Checkpoint, open
 from ckpt_streamer._convert import convert
 from ckpt_streamer._cpp import cmake_prefix_path, include_paths, library_paths
@@ -16,6 +17,7 @@ from ckpt_streamer._writer import CheckpointWriter, create
 __all__ = [
     "Checkpoint",
     "CheckpointWriter",
+    "MemoryBudget",
     "OpaqueArray",
     "OpaqueGlobal",
     "OpaqueObject",

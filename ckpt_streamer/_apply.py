@@ -14,6 +14,7 @@ from ckpt_streamer._arguments import (
     bounds_of,
     check_cpu_page_size,
 )
+from ckpt_streamer._budget import MemoryBudget
 from ckpt_streamer._checkpoint import Checkpoint
 from ckpt_streamer._load import Converter, StateDictLoad
 from ckpt_streamer._own_memory import OwnMemory
@@ -38,6 +39,7 @@ def apply_state_dict(
     device: torch.device | str | int | None = None,
     progress: bool | ProgressFunction = False,
     drop_page_cache: bool = False,
+    budget: MemoryBudget | None = None,
 ) -> _IncompatibleKeys:
     """Load a state_dict into a model, like ``model.load_state_dict``, but bounded.
 
@@ -95,6 +97,8 @@ def apply_state_dict(
             end.
         drop_page_cache: Whether the limit is for the kernel's copy of the file as
             well: see :func:`open`.
+        budget: A limit shared with streams, of which half of what is left is taken for
+            the call, ``memory_limit_mb`` at most.
 
     Returns:
         The missing and unexpected keys.
@@ -103,17 +107,17 @@ def apply_state_dict(
         TypeError: ``state_dict`` is no mapping, a number is no ``int``, or another
             argument of another type.
         ImportError: ``progress`` is True, and tqdm is not installed.
-        ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1, two keys
-            are renamed to one, several mappings of a file have the most of the
-            model's keys, ``dtype`` is no floating-point one, or ``copy``, ``dtype``
-            or ``device`` is given without ``assign``.
+        ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1, ``budget`` has
+            no room left, two keys are renamed to one, several mappings of a file have
+            the most of the model's keys, ``dtype`` is no floating-point one, or
+            ``copy``, ``dtype`` or ``device`` is given without ``assign``.
         KeyError: There is no such ``root``.
         OSError, ValueError, NotImplementedError: As :func:`open`, for a path; a
             ValueError as well if the file is written to meanwhile.
         RuntimeError: As ``load_state_dict`` raises it, with its text, then the keys
             changed all the same, if any.
     """
-    bounds = bounds_of(memory_limit_mb, drop_page_cache)
+    bounds = bounds_of(memory_limit_mb, drop_page_cache, budget)
     check_cpu_page_size(cpu_page_size)
     copies = copy or dtype is not None or device is not None
     if copies and not assign:
@@ -124,11 +128,12 @@ def apply_state_dict(
     has_shapes = converter is None
     if copies:
         converter = OwnMemory(converter, dtype, device)
-    entries, metadata, check = entries_of(
-        state_dict, model, bounds, root, prefix, key_map
-    )
-    bar = Progress(progress, entries.values())
-    return StateDictLoad(
-        *(model, entries, metadata, check, converter, strict, assign),
-        *(bounds, bar, has_shapes),
-    ).run()
+    with bounds.taken() as taken:
+        entries, metadata, check = entries_of(
+            state_dict, model, taken, root, prefix, key_map
+        )
+        bar = Progress(progress, entries.values())
+        return StateDictLoad(
+            *(model, entries, metadata, check, converter, strict, assign),
+            *(taken, bar, has_shapes),
+        ).run()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import torch
 
 from ckpt_streamer import _ops
+from ckpt_streamer._budget import MemoryBudget, check_budget
 
 Path = str | os.PathLike[str]
 
@@ -26,27 +28,67 @@ class Bounds:
     Attributes:
         memory_limit_bytes: The most of the files' pages to hold at once.
         drop_page_cache: Whether the limit is for the kernel's copy of them as well.
+        budget: Of which that is the most that a stream may have; or None.
     """
 
     memory_limit_bytes: int
     drop_page_cache: bool = False
+    budget: MemoryBudget | None = None
 
     def within(self, other: Bounds) -> Bounds:
-        """What keeps both."""
+        """What keeps both.
+
+        Raises:
+            ValueError: They have different budgets.
+        """
+        budgets = [each for each in (self.budget, other.budget) if each is not None]
+        if len(budgets) == 2 and budgets[0] is not budgets[1]:
+            raise ValueError(
+                "budget is another one than the checkpoint's own, expected the same "
+                "or None"
+            )
         return replace(
             self,
             memory_limit_bytes=min(self.memory_limit_bytes, other.memory_limit_bytes),
             drop_page_cache=self.drop_page_cache or other.drop_page_cache,
+            budget=budgets[0] if budgets else None,
         )
 
+    @contextmanager
+    def taken(self) -> Iterator[Bounds]:
+        """Hold half of what is left of the budget, for one call that reads it all.
 
-def bounds_of(memory_limit_mb: int | None, drop_page_cache: bool = False) -> Bounds:
+        Raises:
+            ValueError: Too little is left.
+        """
+        if self.budget is None:
+            yield self
+            return
+        share = _ops.budget_share(self.budget, self.memory_limit_bytes)
+        try:
+            yield replace(self, memory_limit_bytes=share.bytes(), budget=None)
+        finally:
+            share.close()
+
+
+def bounds_of(
+    memory_limit_mb: int | None,
+    drop_page_cache: bool = False,
+    budget: MemoryBudget | None = None,
+) -> Bounds:
     """Check the arguments and return what they say.
 
     Raises:
-        TypeError, ValueError: As :func:`memory_limit_bytes_of`.
+        TypeError, ValueError: As :func:`memory_limit_bytes_of`; ``budget`` is none.
     """
-    return Bounds(memory_limit_bytes_of(memory_limit_mb), bool(drop_page_cache))
+    check_budget(budget)
+    if budget is None:
+        limit_bytes = memory_limit_bytes_of(memory_limit_mb)
+    else:
+        limit_bytes = budget.limit_bytes()
+        if memory_limit_mb is not None:
+            limit_bytes = min(limit_bytes, memory_limit_bytes_of(memory_limit_mb))
+    return Bounds(limit_bytes, bool(drop_page_cache), budget)
 
 
 def memory_limit_bytes_of(memory_limit_mb: int | None) -> int:

@@ -24,6 +24,7 @@ from ckpt_streamer._arguments import (
     check_dtype,
     paths_of,
 )
+from ckpt_streamer._budget import MemoryBudget
 from ckpt_streamer._file_stream import (
     Figures,
     NamedState,
@@ -294,6 +295,7 @@ def open(
     select: Select | None = None,
     verify: bool = False,
     drop_page_cache: bool = False,
+    budget: MemoryBudget | None = None,
 ) -> Checkpoint:
     """Open a checkpoint file without reading its tensors or executing anything.
 
@@ -326,6 +328,9 @@ def open(
             well, for which a container is charged: it is dropped behind the reader,
             and what is read ahead counts. Whoever reads the file next waits for the
             disk. What could not be dropped says ``stats().not_held``.
+        budget: A :class:`MemoryBudget` that iterations and look-ups share with other
+            streams: what is above is the most that each may have of it then, and
+            ``memory_limit_mb=None`` all of it.
 
     Returns:
         A :class:`Checkpoint`.
@@ -335,7 +340,8 @@ def open(
             dtype, or ``select`` nothing to select by.
         FileNotFoundError, PermissionError, IsADirectoryError: As for any file.
         ValueError: ``memory_limit_mb`` is below 1, ``dtype`` is no floating-point
-            one, the file is damaged, or a pattern matches no name.
+            one, the file is damaged, or a pattern matches no name. While
+            iterating, and by look-ups: ``budget`` has no room left.
         NotImplementedError: The file is of a known kind that is not read, or has no
             checksums to ``verify``.
         RuntimeError: The system refuses to read or map it.
@@ -351,7 +357,7 @@ def open(
         weight (2, 2)
         7
     """
-    bounds = bounds_of(memory_limit_mb, drop_page_cache)
+    bounds = bounds_of(memory_limit_mb, drop_page_cache, budget)
     return open_within(path, bounds, dtype, select, verify)
 
 
@@ -374,6 +380,7 @@ def open_within(
             dtype,
             bool(verify),
             bounds.drop_page_cache,
+            bounds.budget,
         )
     except (RuntimeError, ValueError) as error:
         raise_os_error(error)

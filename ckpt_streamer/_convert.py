@@ -158,32 +158,33 @@ def convert(
                 f"{path}: metadata is given, and the tree of values is kept, expected "
                 "metadata for a safetensors file, or for tensors under new names"
             )
-    templates = None
-    if converter is not None:
-        templates = _templates(slots, names, converter)
-    with os_errors():
-        writer = _ops.create_from_slots(
-            slots,
-            names,
-            templates,
-            keeps_tree,
-            path,
-            bounds.memory_limit_bytes,
-            format,
-            dtype,
-            texts if metadata is None else dict(metadata),
-            shard_bytes,
-            tied,
-            opaque,
-            drop_page_cache,
-        )
-    del templates
-    try:
-        with ByteProgress(progress, writer.size_bytes) as bar, os_errors():
-            _write(writer, slots, names, converter, bounds, bar)
-            return writer.finish()
-    finally:
-        writer.close()
+    with bounds.taken() as taken:
+        templates = None
+        if converter is not None:
+            templates = _templates(slots, names, converter)
+        with os_errors():
+            writer = _ops.create_from_slots(
+                slots,
+                names,
+                templates,
+                keeps_tree,
+                path,
+                taken.memory_limit_bytes,
+                format,
+                dtype,
+                texts if metadata is None else dict(metadata),
+                shard_bytes,
+                tied,
+                opaque,
+                drop_page_cache,
+            )
+        del templates
+        try:
+            with ByteProgress(progress, writer.size_bytes) as bar, os_errors():
+                _write(writer, slots, names, converter, taken, bar)
+                return writer.finish()
+        finally:
+            writer.close()
 
 
 def _is_flat(checkpoint: Checkpoint) -> bool:
@@ -289,7 +290,9 @@ def _write(
     bounds: Bounds,
     bar: ByteProgress,
 ) -> None:
-    windows = slots.windows(bounds.memory_limit_bytes, None, bounds.drop_page_cache)
+    windows = slots.windows(
+        bounds.memory_limit_bytes, None, bounds.drop_page_cache, None
+    )
     begin = 0
     try:
         for window, window_end in enumerate(windows.window_ends().tolist()):

@@ -35,7 +35,9 @@ class FileState(State):
         bounds: Bounds,
         dtype: torch.dtype | None,
     ) -> None:
-        handle = slots.windows(bounds.memory_limit_bytes, dtype, bounds.drop_page_cache)
+        handle = slots.windows(
+            bounds.memory_limit_bytes, dtype, bounds.drop_page_cache, bounds.budget
+        )
         super().__init__(handle, len(slots))
         self._slots = slots
         self._is_converting = dtype is not None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ckpt_streamer._budget import MemoryBudget
 
 
 class StreamHandle(Protocol):
@@ -114,6 +117,7 @@ class Ops(Protocol):
         verify: bool = False,
         select: Sequence[str] | None = None,
         drop_page_cache: bool = False,
+        budget: MemoryBudget | None = None,
     ) -> StreamHandle: ...
     @overload
     def open(
@@ -125,6 +129,7 @@ class Ops(Protocol):
         verify: bool = False,
         select: Sequence[str] | None = None,
         drop_page_cache: bool = False,
+        budget: MemoryBudget | None = None,
     ) -> StreamHandle:
         """Open a checkpoint, or several as one stream, to iterate over its tensors.
 
@@ -143,6 +148,7 @@ class Ops(Protocol):
         *,
         dtype: torch.dtype | None = None,
         drop_page_cache: bool = False,
+        budget: MemoryBudget | None = None,
     ) -> StreamHandle:
         """Stream tensors in memory, in the order of their memory.
 
@@ -200,6 +206,7 @@ class Ops(Protocol):
         strict: bool = False,
         verify: bool = False,
         drop_page_cache: bool = False,
+        budget: MemoryBudget | None = None,
     ) -> tuple[list[str], list[str]]: ...
     @overload
     def load_into(
@@ -212,6 +219,7 @@ class Ops(Protocol):
         strict: bool = False,
         verify: bool = False,
         drop_page_cache: bool = False,
+        budget: MemoryBudget | None = None,
     ) -> tuple[list[str], list[str]]:
         """Copy each tensor of a file into the parameter of its name.
 

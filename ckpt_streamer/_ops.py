@@ -5,11 +5,14 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 
 from ckpt_streamer._op_types import Ops
+
+if TYPE_CHECKING:
+    from ckpt_streamer._budget import MemoryBudget
 
 
 class WindowHandle(Protocol):
@@ -19,7 +22,7 @@ class WindowHandle(Protocol):
     def plan(self) -> None: ...
     def order(self) -> torch.Tensor: ...
     def window_ends(self) -> torch.Tensor: ...
-    def enter(self, window: int) -> None: ...
+    def enter(self, window: int) -> int: ...
     def admit(self, position: int) -> None: ...
     def unmapped_bytes(self) -> int: ...
     def check_unchanged(self) -> None: ...
@@ -50,6 +53,7 @@ class SlotList(Protocol):
         memory_limit_bytes: int,
         dtype: torch.dtype | None,
         drop_page_cache: bool,
+        budget: MemoryBudget | None,
     ) -> WindowHandle: ...
 
 
@@ -75,6 +79,13 @@ class Checkpoint(Protocol):
     def slots(self) -> SlotList: ...
     def slots_under(self, node: int) -> SlotList: ...
     def lookups(self) -> WindowHandle: ...
+
+
+class BudgetShare(Protocol):
+    """What ``csrc/ops/memory_budget.h`` offers."""
+
+    def bytes(self) -> int: ...
+    def close(self) -> None: ...
 
 
 class Writer(Protocol):
@@ -161,10 +172,20 @@ def fault_extent_bytes() -> int:
     return extent_bytes
 
 
-def windows(memory_limit_bytes: int, drop_page_cache: bool) -> WindowHandle:
+def windows(
+    memory_limit_bytes: int, drop_page_cache: bool, budget: MemoryBudget | None
+) -> WindowHandle:
     """Make a handle that cuts tensors in memory into windows within the limit."""
-    handle = torch.ops.ckpt_streamer._windows(memory_limit_bytes, drop_page_cache)
+    handle = torch.ops.ckpt_streamer._windows(
+        memory_limit_bytes, drop_page_cache, budget
+    )
     return cast("WindowHandle", handle)
+
+
+def budget_share(budget: MemoryBudget, most_bytes: int) -> BudgetShare:
+    """Take a part of a budget, until it is closed."""
+    share = torch.classes.ckpt_streamer._BudgetShare(budget, most_bytes)
+    return cast("BudgetShare", share)
 
 
 def open_checkpoint(
@@ -174,10 +195,11 @@ def open_checkpoint(
     dtype: torch.dtype | None,
     verify: bool,
     drop_page_cache: bool,
+    budget: MemoryBudget | None,
 ) -> Checkpoint:
     """Open one path, or a list of them that makes one stream."""
     opened = torch.ops.ckpt_streamer._open(
-        paths, is_list, memory_limit_bytes, dtype, verify, drop_page_cache
+        paths, is_list, memory_limit_bytes, dtype, verify, drop_page_cache, budget
     )
     return cast("Checkpoint", opened)
 

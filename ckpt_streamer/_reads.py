@@ -41,11 +41,16 @@ class EvictingReads:
         bounds: Bounds,
         check_source: CheckSource = no_check,
     ) -> None:
-        """``check_source`` is called before each window is read."""
+        """``check_source`` is called before each window is read.
+
+        Of a budget, a share is taken already: see ``Bounds.taken``.
+        """
         self._check_source = check_source
         self._bounds = bounds
         self._memory_limit_bytes = bounds.memory_limit_bytes
-        self._handle = _ops.windows(bounds.memory_limit_bytes, bounds.drop_page_cache)
+        self._handle = _ops.windows(
+            bounds.memory_limit_bytes, bounds.drop_page_cache, None
+        )
         tensors = walk(entries, self._handle).tensors
         self._handle.plan()
         if order := self._handle.order().tolist():

@@ -86,8 +86,10 @@ def entries_of(
     if is_checkpoint:
         source = _root_of(source)
     check: CheckSource = no_check
+    tree = None
     if isinstance(source, (MappingNode, SequenceNode)):
-        check = source.tree.handle.lookups().check_unchanged
+        tree = source.tree
+        check = tree.handle.lookups().check_unchanged
     if root is not None:
         source = entries_at(source, root)
     entries, metadata = (
@@ -95,6 +97,9 @@ def entries_of(
         if is_checkpoint and root is None
         else _entries_in(source)
     )
+    if tree is not None:
+        # Looked up, and read from now on as a part of the whole.
+        tree.handle.lookups().release()
     if renaming.is_needed:
         entries, metadata = renaming.renamed(entries, metadata)
     return entries, metadata, check

@@ -19,6 +19,7 @@ from ckpt_streamer._arguments import (
     check_dtype,
     is_path,
 )
+from ckpt_streamer._budget import MemoryBudget
 from ckpt_streamer._checkpoint import Checkpoint, open_within
 from ckpt_streamer._file_stream import PlacedState, Select, selected
 from ckpt_streamer._tree import MappingNode, OpaqueObject, SequenceNode
@@ -143,7 +144,9 @@ class _MemoryState(State):
     """Of a state_dict that is in memory."""
 
     def __init__(self, root: Any, bounds: Bounds) -> None:
-        handle = _ops.windows(bounds.memory_limit_bytes, bounds.drop_page_cache)
+        handle = _ops.windows(
+            bounds.memory_limit_bytes, bounds.drop_page_cache, bounds.budget
+        )
         self._slots = walk(root, handle)
         handle.plan()
         order = handle.order().tolist()
@@ -206,6 +209,7 @@ def stream(
     dtype: torch.dtype | None = None,
     select: Select | None = None,
     drop_page_cache: bool = False,
+    budget: MemoryBudget | None = None,
 ) -> Stream:
     """Iterate over the tensors of a checkpoint in bounded physical memory.
 
@@ -242,6 +246,8 @@ def stream(
             Names are those of the whole checkpoint, also for a part of one.
         drop_page_cache: Whether the limit is for the kernel's copy of the files as
             well: see :func:`open`. A :class:`Checkpoint`'s own holds, too.
+        budget: A limit shared with other streams: see :func:`open`. A
+            :class:`Checkpoint`'s own by default; it cannot be another one.
 
     Returns:
         A :class:`Stream` of ``(obj, key, val)``: ``val`` is the tensor and
@@ -254,7 +260,8 @@ def stream(
             ``dtype`` or ``select`` is not what it says, or given for tensors in
             memory.
         ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1, ``dtype`` is
-            no floating-point one, or the checkpoint is closed.
+            no floating-point one, the checkpoint is closed, or has another budget.
+            While iterating: ``budget`` has no room left.
         OSError, ValueError, NotImplementedError: As :func:`open`, for a path.
 
     Example:
@@ -263,7 +270,7 @@ def stream(
         ...     print(key, val.shape, obj[key] is val)
         weight torch.Size([2, 2]) True
     """
-    bounds = bounds_of(memory_limit_mb, drop_page_cache)
+    bounds = bounds_of(memory_limit_mb, drop_page_cache, budget)
     check_cpu_page_size(cpu_page_size)
     check_dtype(dtype)
     if is_path(state_dict):

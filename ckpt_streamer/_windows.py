@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from itertools import chain, repeat, starmap
+from itertools import chain, count, repeat, starmap
 from operator import length_hint
 from threading import Lock
 from types import TracebackType
@@ -40,7 +40,6 @@ class State(ABC):
     def __init__(self, handle: _ops.WindowHandle, tensor_count: int) -> None:
         self.handle = handle
         self.tensor_count = tensor_count
-        self.window_ends: list[int] = handle.window_ends().tolist()
         self.is_closed = False
         self._final_count: int | None = None
         self._is_ended = False
@@ -60,11 +59,11 @@ class State(ABC):
     def is_in_mid_lot(self) -> bool:
         return not self.was_released and length_hint(self._rest) > 0
 
-    def enter(self, window: int) -> None:
-        """Make a window live."""
+    def enter(self, window: int) -> int:
+        """Make a window live, and return its end."""
         # In this order: another thread may release meanwhile.
         self.was_released = False
-        self.handle.enter(window)
+        return self.handle.enter(window)
 
     @abstractmethod
     def lots(self, window: int, begin: int, end: int) -> Iterator[Iterator[Any]]:
@@ -160,10 +159,12 @@ def windows(state: State) -> Iterator[Iterator[Any]]:
 
 def _lots_of_windows(state: State) -> Iterator[Iterator[Any]]:
     begin = 0
-    for window, end in enumerate(state.window_ends):
+    for window in count():
         if state.is_closed:
             return
-        state.enter(window)
+        if begin == state.tensor_count:
+            break
+        end = state.enter(window)
         for items in state.lots(window, begin, end):
             yield items
             while (rest := state.take_rest()) is not None:

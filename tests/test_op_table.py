@@ -117,6 +117,28 @@ def _stream_no_limit(path: str, missing: str, empty: str, gguf: str) -> str:
     return str(len(torch.ops.ckpt_streamer.stream({"a": torch.ones(2)}, 0)))
 
 
+@row("open budget")
+def _open_budget(path: str, missing: str, empty: str, gguf: str) -> str:
+    budget = torch.classes.ckpt_streamer.MemoryBudget(8388608)
+    first = torch.ops.ckpt_streamer.open(path, 1048576, budget=budget)
+    second = torch.ops.ckpt_streamer.open(path, 1048576, budget=budget)
+    text = str(first.next()[0]) + str(second.next()[0])
+    return text + " " + str(int(budget.bytes_held()))
+
+
+@row("open budget without room")
+def _open_budget_without_room(path: str, missing: str, empty: str, gguf: str) -> str:
+    budget = torch.classes.ckpt_streamer.MemoryBudget(4194304)
+    first = torch.ops.ckpt_streamer.open(path, 1048576, budget=budget)
+    second = torch.ops.ckpt_streamer.open(path, 1048576, budget=budget)
+    return str(first.next()[0]) + str(second.next()[0])
+
+
+@row("open drop_page_cache")
+def _open_drop_page_cache(path: str, missing: str, empty: str, gguf: str) -> str:
+    return rest_of(torch.ops.ckpt_streamer.open(path, 1048576, drop_page_cache=True))
+
+
 @row("copy_")
 def _copy(path: str, missing: str, empty: str, gguf: str) -> str:
     destination = torch.zeros(2, dtype=torch.int64)
@@ -180,6 +202,37 @@ def _create_unfinished(path: str, missing: str, empty: str, gguf: str) -> str:
     target = path + ".safetensors"
     writer = torch.ops.ckpt_streamer.create(target, {"a": torch.ones(2)}, 1048576)
     return str(len(writer.finish()))
+
+
+@row("load_into budget")
+def _load_into_budget(path: str, missing: str, empty: str, gguf: str) -> str:
+    budget = torch.classes.ckpt_streamer.MemoryBudget(8388608)
+    state = {"a": torch.zeros(2, dtype=torch.int64)}
+    torch.ops.ckpt_streamer.load_into(state, path, 1048576, budget=budget)
+    return text_of(state["a"]) + "; " + str(int(budget.bytes_held()))
+
+
+@row("limit_bytes")
+def _limit_bytes(path: str, missing: str, empty: str, gguf: str) -> str:
+    budget = torch.classes.ckpt_streamer.MemoryBudget(8388608)
+    return str(int(budget.limit_bytes()))
+
+
+@row("limit_bytes too small")
+def _limit_bytes_too_small(path: str, missing: str, empty: str, gguf: str) -> str:
+    budget = torch.classes.ckpt_streamer.MemoryBudget(4096)
+    return str(int(budget.limit_bytes()))
+
+
+@row("bytes_held")
+def _bytes_held(path: str, missing: str, empty: str, gguf: str) -> str:
+    budget = torch.classes.ckpt_streamer.MemoryBudget(8388608)
+    stream = torch.ops.ckpt_streamer.open(path, 1048576, budget=budget)
+    before = int(budget.bytes_held())
+    stream.next()
+    held = int(budget.bytes_held())
+    stream.release()
+    return str(before) + " " + str(held) + " " + str(int(budget.bytes_held()))
 
 
 @row("has_next")
@@ -371,7 +424,8 @@ def test_each_op_and_method_has_a_row(in_cpp: dict[str, str]) -> None:
     handle = torch.ops.ckpt_streamer.stream({"a": torch.ones(1)}, 1)
     methods = {
         name
-        for name in handle._method_names()
+        for each in (handle, torch.classes.ckpt_streamer.MemoryBudget(1 << 22))
+        for name in each._method_names()
         if name == "__len__" or not name.startswith("__")
     }
     assert first_words == {name for name in ops if name[0] != "_"} | methods

@@ -32,6 +32,9 @@ TYPES = {
     "Tensor": "Tensor",
     "Dict[str, Tensor]": "dict[str, Tensor]",
     "Optional[Dict[str, str]]": "dict[str, str] | None",
+    "Optional[__torch__.torch.classes.ckpt_streamer.MemoryBudget]": (
+        "MemoryBudget | None"
+    ),
 }
 
 
@@ -82,6 +85,13 @@ def test_every_method_has_its_types() -> None:
     }
     assert typed == methods
     assert len(handle) == 1
+
+
+def test_every_method_of_a_budget_has_its_types() -> None:
+    budget: Any = ckpt_streamer.MemoryBudget(4)
+    methods = {name for name in budget._method_names() if name[:2] != "__"}
+    members = vars(ckpt_streamer.MemoryBudget)
+    assert methods == {name for name in members if name[0] != "_"}
 
 
 def test_the_typed_ops_are_those_of_torch() -> None:

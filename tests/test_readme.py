@@ -12,6 +12,7 @@ import torch
 
 import ckpt_streamer
 from ckpt_streamer import (
+    _budget,
     _checkpoint,
     _convert,
     _jit,
@@ -46,7 +47,7 @@ def test_python_blocks() -> None:
 
 @pytest.mark.usefixtures("in_folder_with_checkpoint")
 def test_docstring_examples() -> None:
-    for module in (_checkpoint, _convert, _jit, _scripting, _stream, _writer):
+    for module in (_budget, _checkpoint, _convert, _jit, _scripting, _stream, _writer):
         results = doctest.testmod(module)
         assert results.attempted > 0
         assert results.failed == 0

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "api/budget.h"
 #include "api/op_limit.h"
 #include "ops/load_into.h"
 
@@ -30,7 +31,8 @@ LoadResult load_into(
           options.prefix,
           options.strict,
           options.verify,
-          options.drop_page_cache));
+          options.drop_page_cache,
+          op_budget(options.budget)));
 }
 
 LoadResult load_into(
@@ -45,7 +47,8 @@ LoadResult load_into(
           options.prefix,
           options.strict,
           options.verify,
-          options.drop_page_cache));
+          options.drop_page_cache,
+          op_budget(options.budget)));
 }
 
 c10::Dict<std::string, at::Tensor> state_of(const torch::jit::Module& module) {

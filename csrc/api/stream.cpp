@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "api/budget.h"
 #include "api/handle_value.h"
 #include "api/op_limit.h"
 #include "ops/copy_under_limit.h"
@@ -103,7 +104,8 @@ Stream open(const std::string& path, const OpenOptions& options) {
           options.dtype,
           options.verify,
           options.select,
-          options.drop_page_cache));
+          options.drop_page_cache,
+          op_budget(options.budget)));
 }
 
 Stream open(const std::vector<std::string>& paths, const OpenOptions& options) {
@@ -114,7 +116,8 @@ Stream open(const std::vector<std::string>& paths, const OpenOptions& options) {
           options.dtype,
           options.verify,
           options.select,
-          options.drop_page_cache));
+          options.drop_page_cache,
+          op_budget(options.budget)));
 }
 
 Stream stream(
@@ -125,7 +128,8 @@ Stream stream(
           tensors,
           op_limit(options.memory_limit_bytes),
           options.dtype,
-          options.drop_page_cache));
+          options.drop_page_cache,
+          op_budget(options.budget)));
 }
 
 at::Tensor& copy_(

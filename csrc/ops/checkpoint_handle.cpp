@@ -320,9 +320,10 @@ c10::intrusive_ptr<CheckpointHandle> open_checkpoint(
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
     bool verifies,
-    bool drop_page_cache) {
+    bool drop_page_cache,
+    const OptionalBudget& budget) {
   const stream::Bounds bounds =
-      checked_bounds(memory_limit_bytes, drop_page_cache);
+      checked_bounds(memory_limit_bytes, drop_page_cache, budget);
   (void)Conversion(dtype);  // refuses others, before any I/O
   const Verify verify = verifies ? Verify::kOn : Verify::kOff;
   return with_torch_errors([&] {

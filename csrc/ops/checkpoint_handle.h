@@ -128,7 +128,8 @@ class CheckpointHandle final : public torch::CustomClassHolder {
 };
 
 // torch.ops.ckpt_streamer._open(str[] paths, bool is_list, int
-// memory_limit_bytes, ScalarType? dtype, bool verify, bool drop_page_cache):
+// memory_limit_bytes, ScalarType? dtype, bool verify, bool drop_page_cache,
+// MemoryBudget? budget):
 // one path, or a list that makes one stream. THROWS: c10::ValueError for a
 // dtype that Conversion refuses, torch's errors (see errors.h) for what cannot
 // be read.
@@ -138,6 +139,7 @@ c10::intrusive_ptr<CheckpointHandle> open_checkpoint(
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
     bool verifies,
-    bool drop_page_cache);
+    bool drop_page_cache,
+    const OptionalBudget& budget);
 
 }  // namespace ckpt_streamer::ops

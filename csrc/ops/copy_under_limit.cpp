@@ -95,7 +95,7 @@ at::Tensor& copy_(
   return copy_within(
       destination,
       source,
-      checked_bounds(memory_limit_bytes, drop_page_cache));
+      {checked_limit(memory_limit_bytes), drop_page_cache});
 }
 
 }  // namespace ckpt_streamer::ops

@@ -11,7 +11,6 @@
 #include <utility>
 
 #include "base/error.h"
-#include "stream/bounds.h"
 
 namespace ckpt_streamer::ops {
 
@@ -46,13 +45,6 @@ inline uint64_t checked_limit(int64_t memory_limit_bytes) {
       memory_limit_bytes,
       ", expected a positive number of bytes");
   return static_cast<uint64_t>(memory_limit_bytes);
-}
-
-// THROWS: as checked_limit().
-inline stream::Bounds checked_bounds(
-    int64_t memory_limit_bytes,
-    bool drop_page_cache) {
-  return {checked_limit(memory_limit_bytes), drop_page_cache};
 }
 
 }  // namespace ckpt_streamer::ops

@@ -151,10 +151,18 @@ template <typename Paths>
 MissingAndUnexpected load_files(
     const c10::Dict<std::string, at::Tensor>& parameters,
     const Paths& paths,
-    const stream::Bounds& bounds,
+    int64_t memory_limit_bytes,
     const std::optional<std::string>& prefix,
     bool strict,
-    bool verify) {
+    bool verify,
+    bool drop_page_cache,
+    const OptionalBudget& budget) {
+  stream::Bounds bounds(checked_limit(memory_limit_bytes), drop_page_cache);
+  c10::intrusive_ptr<BudgetShare> share;
+  if (budget.has_value()) {
+    share = c10::make_intrusive<BudgetShare>(*budget, memory_limit_bytes);
+    bounds.memory_limit_bytes = static_cast<uint64_t>(share->bytes());
+  }
   return with_torch_errors([&] {
     const auto checkpoint = std::make_shared<const CheckpointTensors>(
         paths,
@@ -197,14 +205,17 @@ MissingAndUnexpected load_into(
     const std::optional<std::string>& prefix,
     bool strict,
     bool verify,
-    bool drop_page_cache) {
+    bool drop_page_cache,
+    const OptionalBudget& budget) {
   return load_files(
       parameters,
       path,
-      checked_bounds(memory_limit_bytes, drop_page_cache),
+      memory_limit_bytes,
       prefix,
       strict,
-      verify);
+      verify,
+      drop_page_cache,
+      budget);
 }
 
 MissingAndUnexpected load_files_into(
@@ -214,14 +225,17 @@ MissingAndUnexpected load_files_into(
     const std::optional<std::string>& prefix,
     bool strict,
     bool verify,
-    bool drop_page_cache) {
+    bool drop_page_cache,
+    const OptionalBudget& budget) {
   return load_files(
       parameters,
       std::span<const std::string>(paths),
-      checked_bounds(memory_limit_bytes, drop_page_cache),
+      memory_limit_bytes,
       prefix,
       strict,
-      verify);
+      verify,
+      drop_page_cache,
+      budget);
 }
 
 }  // namespace ckpt_streamer::ops

@@ -11,6 +11,8 @@
 #include <tuple>
 #include <vector>
 
+#include "ops/memory_budget.h"
+
 namespace ckpt_streamer::ops {
 
 using MissingAndUnexpected =
@@ -20,7 +22,8 @@ using MissingAndUnexpected =
 // of the file, without gradients: versions are bumped, dtypes and devices are
 // the parameters'. No more than the limit of the file is resident at any
 // instant, however large a tensor, and nothing in the end. With
-// `drop_page_cache`, the kernel's cached copy counts and goes as well.
+// `drop_page_cache`, the kernel's cached copy counts and goes as well. Of a
+// `budget`, half of what is left is taken for the call.
 //
 // `prefix` is what names in the file begin with and lose, as "state_dict.";
 // others are left out. Without one, it is that with which most parameters are
@@ -44,7 +47,8 @@ MissingAndUnexpected load_into(
     const std::optional<std::string>& prefix,
     bool strict,
     bool verify,
-    bool drop_page_cache);
+    bool drop_page_cache,
+    const OptionalBudget& budget);
 
 // The same of several files, whose names do not repeat.
 MissingAndUnexpected load_files_into(
@@ -54,6 +58,7 @@ MissingAndUnexpected load_files_into(
     const std::optional<std::string>& prefix,
     bool strict,
     bool verify,
-    bool drop_page_cache);
+    bool drop_page_cache,
+    const OptionalBudget& budget);
 
 }  // namespace ckpt_streamer::ops

@@ -53,7 +53,7 @@ at::Tensor read_part(
     return conversion.in_pieces(part.tensor, part.source_address, streamer);
   }
   const stream::OwnReads own_reads;
-  const uint64_t limit_bytes = streamer.figures().memory_limit_bytes;
+  const uint64_t limit_bytes = streamer.window_limit_bytes();
   if (is_mapped && (is_piece || whole_span.size_bytes() > limit_bytes)) {
     streamer.admit_part(index, part_span);
   } else {

@@ -10,6 +10,7 @@
 #include "ops/default_limit.h"
 #include "ops/jit_load.h"
 #include "ops/load_into.h"
+#include "ops/memory_budget.h"
 #include "ops/slot_list.h"
 #include "ops/stream_handle.h"
 #include "ops/window_handle.h"
@@ -53,6 +54,25 @@ void define(torch::Library& library, const char* schema, Function&& function) {
 }  // namespace
 
 TORCH_LIBRARY(ckpt_streamer, library) {
+  library.class_<MemoryBudget>("MemoryBudget")
+      .def(torch::init<int64_t>())
+      .def("limit_bytes", &MemoryBudget::limit_bytes)
+      .def("bytes_held", &MemoryBudget::bytes_held)
+      .def_pickle(
+          [](const c10::intrusive_ptr<MemoryBudget>& budget) {
+            return budget->limit_bytes();
+          },
+          [](int64_t limit_bytes) {
+            return c10::make_intrusive<MemoryBudget>(limit_bytes);
+          });
+
+  auto budget_share =
+      library.class_<BudgetShare>("_BudgetShare")
+          .def(torch::init<const c10::intrusive_ptr<MemoryBudget>&, int64_t>())
+          .def("bytes", &BudgetShare::bytes)
+          .def("close", &BudgetShare::close);
+  refuse_pickling(budget_share);
+
   auto stream_handle =
       library.class_<StreamHandle>("StreamHandle")
           .def("has_next", &StreamHandle::has_next)
@@ -136,11 +156,13 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   // converted to it on their way (see ops/conversion.h). With verify, records
   // are held against their checksums before a tensor of them is returned. With
   // patterns, only tensors whose names match one are streamed. With
-  // drop_page_cache, the limit is for the kernel's copy as well.
+  // drop_page_cache, the limit is for the kernel's copy as well. With a budget,
+  // it is the stream's share of that, memory_limit_bytes at most.
   define(
       library,
       "open(str path, int memory_limit_bytes, *, ScalarType? dtype=None, "
-      "bool verify=False, str[]? select=None, bool drop_page_cache=False) -> "
+      "bool verify=False, str[]? select=None, bool drop_page_cache=False, "
+      "__torch__.torch.classes.ckpt_streamer.MemoryBudget? budget=None) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open);
 
@@ -149,7 +171,8 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       library,
       "open.paths(str[] paths, int memory_limit_bytes, *, "
       "ScalarType? dtype=None, bool verify=False, str[]? select=None, "
-      "bool drop_page_cache=False) -> "
+      "bool drop_page_cache=False, "
+      "__torch__.torch.classes.ckpt_streamer.MemoryBudget? budget=None) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       open_files);
 
@@ -158,7 +181,8 @@ TORCH_LIBRARY(ckpt_streamer, library) {
   define(
       library,
       "stream(Dict(str, Tensor) tensors, int memory_limit_bytes, *, "
-      "ScalarType? dtype=None, bool drop_page_cache=False) -> "
+      "ScalarType? dtype=None, bool drop_page_cache=False, "
+      "__torch__.torch.classes.ckpt_streamer.MemoryBudget? budget=None) -> "
       "__torch__.torch.classes.ckpt_streamer.StreamHandle",
       stream_tensors);
 
@@ -190,14 +214,16 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       library,
       "load_into(Dict(str, Tensor) parameters, str path, "
       "int memory_limit_bytes, *, str? prefix=None, bool strict=False, "
-      "bool verify=False, bool drop_page_cache=False) -> "
+      "bool verify=False, bool drop_page_cache=False, "
+      "__torch__.torch.classes.ckpt_streamer.MemoryBudget? budget=None) -> "
       "(str[] missing, str[] unexpected)",
       load_into);
   define(
       library,
       "load_into.paths(Dict(str, Tensor) parameters, str[] paths, "
       "int memory_limit_bytes, *, str? prefix=None, bool strict=False, "
-      "bool verify=False, bool drop_page_cache=False) -> "
+      "bool verify=False, bool drop_page_cache=False, "
+      "__torch__.torch.classes.ckpt_streamer.MemoryBudget? budget=None) -> "
       "(str[] missing, str[] unexpected)",
       load_files_into);
   // A checkpoint to be written, tensor by tensor, under the names and in the
@@ -236,13 +262,15 @@ TORCH_LIBRARY(ckpt_streamer, library) {
       });
 
   library.def(
-      "_windows(int memory_limit_bytes, bool drop_page_cache) -> "
+      "_windows(int memory_limit_bytes, bool drop_page_cache, "
+      "__torch__.torch.classes.ckpt_streamer.MemoryBudget? budget) -> "
       "__torch__.torch.classes.ckpt_streamer._WindowHandle",
       make_windows);
 
   library.def(
       "_open(str[] paths, bool is_list, int memory_limit_bytes, "
-      "ScalarType? dtype, bool verify, bool drop_page_cache) -> "
+      "ScalarType? dtype, bool verify, bool drop_page_cache, "
+      "__torch__.torch.classes.ckpt_streamer.MemoryBudget? budget) -> "
       "__torch__.torch.classes.ckpt_streamer._Checkpoint",
       open_checkpoint);
 }

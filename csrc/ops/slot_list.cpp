@@ -195,9 +195,10 @@ c10::intrusive_ptr<SlotList> SlotList::at(const at::Tensor& positions) const {
 c10::intrusive_ptr<WindowHandle> SlotList::windows(
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
-    bool drop_page_cache) const {
+    bool drop_page_cache,
+    const OptionalBudget& budget) const {
   const stream::Bounds bounds =
-      checked_bounds(memory_limit_bytes, drop_page_cache);
+      checked_bounds(memory_limit_bytes, drop_page_cache, budget);
   std::vector<ByteRange> spans;
   spans.reserve(slots_.size());
   for (size_t i = 0; i < slots_.size(); ++i) {

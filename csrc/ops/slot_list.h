@@ -86,7 +86,8 @@ class SlotList final : public torch::CustomClassHolder {
   c10::intrusive_ptr<WindowHandle> windows(
       int64_t memory_limit_bytes,
       std::optional<at::ScalarType> dtype,
-      bool drop_page_cache) const;
+      bool drop_page_cache,
+      const OptionalBudget& budget) const;
 
  private:
   void check_range(int64_t begin, int64_t end) const;

@@ -58,9 +58,10 @@ bool StreamHandle::has_next() {
     return true;
   }
   if (!has_ended_) {
-    release_locked();
-    streamer_.watch_kept();
+    checked_streamer().end();
+    was_released_ = true;
     has_ended_ = true;
+    warn_if_not_held();
   }
   // What was written to the file during the last window.
   with_torch_errors([&] { source_->check_unchanged(); });
@@ -177,6 +178,7 @@ void StreamHandle::release() {
 void StreamHandle::reset() {
   const std::lock_guard lock(mutex_);
   release_locked();
+  streamer_.plan_anew();
   conversion_.forget();
   has_ended_ = false;
   position_ = 0;
@@ -242,10 +244,11 @@ c10::intrusive_ptr<StreamHandle> open(
     std::optional<at::ScalarType> dtype,
     bool verify,
     const std::optional<std::vector<std::string>>& select,
-    bool drop_page_cache) {
+    bool drop_page_cache,
+    const OptionalBudget& budget) {
   // Checked before any I/O.
   const stream::Bounds bounds =
-      checked_bounds(memory_limit_bytes, drop_page_cache);
+      checked_bounds(memory_limit_bytes, drop_page_cache, budget);
   Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
@@ -266,10 +269,11 @@ c10::intrusive_ptr<StreamHandle> open_files(
     std::optional<at::ScalarType> dtype,
     bool verify,
     const std::optional<std::vector<std::string>>& select,
-    bool drop_page_cache) {
+    bool drop_page_cache,
+    const OptionalBudget& budget) {
   // Checked before any I/O.
   const stream::Bounds bounds =
-      checked_bounds(memory_limit_bytes, drop_page_cache);
+      checked_bounds(memory_limit_bytes, drop_page_cache, budget);
   Conversion conversion(dtype);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
@@ -288,9 +292,10 @@ c10::intrusive_ptr<StreamHandle> stream_tensors(
     const c10::Dict<std::string, at::Tensor>& tensors,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
-    bool drop_page_cache) {
+    bool drop_page_cache,
+    const OptionalBudget& budget) {
   const stream::Bounds bounds =
-      checked_bounds(memory_limit_bytes, drop_page_cache);
+      checked_bounds(memory_limit_bytes, drop_page_cache, budget);
   return with_torch_errors([&] {
     return c10::make_intrusive<StreamHandle>(
         std::make_unique<DictSource>(tensors),

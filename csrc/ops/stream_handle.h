@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "ops/conversion.h"
+#include "ops/memory_budget.h"
 #include "ops/tensor_memory.h"
 #include "ops/tensor_source.h"
 #include "stream/window_streamer.h"
@@ -40,15 +41,18 @@ class StreamHandle final : public torch::CustomClassHolder {
 
   // Whether next() has another tensor. Once it has none, the pages of the last
   // window go back; what is read of tensors that are kept stays within the
-  // limit until release(). THROWS: then, c10::ValueError as next().
+  // limit until release(), of a budget an eighth of it.
+  // THROWS: then, c10::ValueError as next().
   bool has_next();
 
   // The next (name, tensor), in the order of the stream. Names are keys joined
   // by '.'. The tensor is a view: see CheckpointTensors::tensor(); from a dict
   // it is the dict's own. If it was converted, see Conversion.
   // THROWS: c10::IndexError past the end; c10::ValueError when the file has
-  // shrunk or was written to since it was opened (looked at once a window), or
-  // when a record is not what its checksum says and the stream verifies.
+  // shrunk or was written to since it was opened (looked at once a window),
+  // when a record is not what its checksum says and the stream verifies, or
+  // when the other streams of the budget leave no room: then it can be called
+  // again.
   std::tuple<std::string, at::Tensor> next();
 
   // The tensor of a name, as next() gives it; the stream stays where it is. It
@@ -127,32 +131,38 @@ class StreamHandle final : public torch::CustomClassHolder {
 
 // torch.ops.ckpt_streamer.open(str path, int memory_limit_bytes, *,
 //     ScalarType? dtype=None, bool verify=False, str[]? select=None,
-//     bool drop_page_cache=False)
+//     bool drop_page_cache=False,
+//     MemoryBudget? budget=None)
 c10::intrusive_ptr<StreamHandle> open(
     const std::string& path,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
     bool verify,
     const std::optional<std::vector<std::string>>& select,
-    bool drop_page_cache);
+    bool drop_page_cache,
+    const OptionalBudget& budget);
 
 // torch.ops.ckpt_streamer.open(str[] paths, int memory_limit_bytes, *,
 //     ScalarType? dtype=None, bool verify=False, str[]? select=None,
-//     bool drop_page_cache=False)
+//     bool drop_page_cache=False,
+//     MemoryBudget? budget=None)
 c10::intrusive_ptr<StreamHandle> open_files(
     const std::vector<std::string>& paths,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
     bool verify,
     const std::optional<std::vector<std::string>>& select,
-    bool drop_page_cache);
+    bool drop_page_cache,
+    const OptionalBudget& budget);
 
 // torch.ops.ckpt_streamer.stream(Dict(str, Tensor), int memory_limit_bytes, *,
-//     ScalarType? dtype=None, bool drop_page_cache=False)
+//     ScalarType? dtype=None, bool drop_page_cache=False,
+//     MemoryBudget? budget=None)
 c10::intrusive_ptr<StreamHandle> stream_tensors(
     const c10::Dict<std::string, at::Tensor>& tensors,
     int64_t memory_limit_bytes,
     std::optional<at::ScalarType> dtype,
-    bool drop_page_cache);
+    bool drop_page_cache,
+    const OptionalBudget& budget);
 
 }  // namespace ckpt_streamer::ops

@@ -7,8 +7,10 @@ namespace ckpt_streamer::ops {
 namespace {
 
 uint64_t over_limit_bytes(const stream::StreamFigures& figures) {
-  return figures.peak_resident_bytes -
-         std::min(figures.peak_resident_bytes, figures.memory_limit_bytes);
+  const uint64_t peak_bytes = figures.peak_resident_bytes;
+  return std::max(
+      peak_bytes - std::min(peak_bytes, figures.memory_limit_bytes),
+      figures.over_share_bytes);
 }
 
 std::string reason(int error_number) {

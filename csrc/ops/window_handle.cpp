@@ -18,6 +18,7 @@ namespace {
 
 stream::Bounds without(uint64_t bytes, stream::Bounds bounds) {
   bounds.memory_limit_bytes -= bytes;
+  bounds.beside_bytes = bytes;
   return bounds;
 }
 
@@ -137,23 +138,24 @@ stream::WindowStreamer& WindowHandle::open_streamer() {
   return *streamer_;
 }
 
-void WindowHandle::enter(int64_t window) {
+int64_t WindowHandle::enter(int64_t window) {
   const std::lock_guard lock(mutex_);
   stream::WindowStreamer& streamer = open_streamer();
   TORCH_CHECK_INDEX(
-      window >= 0 &&
-          static_cast<size_t>(window) < streamer.window_ends().size(),
+      window >= 0 && static_cast<size_t>(window) < streamer.window_count(),
       "window ",
       window,
       " is not one of ",
-      streamer.window_ends().size());
+      streamer.window_count());
   check_files();
-  streamer.enter(static_cast<size_t>(window));
+  with_torch_errors([&] { streamer.enter(static_cast<size_t>(window)); });
   reads_in_pieces_ = conversion_.is_wanted() && streamer.is_over_limit();
   if (!reads_in_pieces_) {
     streamer.watch_if_over_limit();
   }
   warn_if_not_held();
+  return static_cast<int64_t>(
+      streamer.window_ends()[static_cast<size_t>(window)]);
 }
 
 void WindowHandle::admit(int64_t position) {
@@ -165,7 +167,7 @@ void WindowHandle::admit(int64_t position) {
       position,
       " is not one of ",
       streamer.span_count());
-  streamer.admit(static_cast<size_t>(position));
+  with_torch_errors([&] { streamer.admit(static_cast<size_t>(position)); });
   warn_if_not_held();
 }
 
@@ -174,11 +176,13 @@ size_t WindowHandle::admit_some(std::span<const size_t> positions) {
   stream::WindowStreamer& streamer = open_streamer();
   check_files();
   size_t count = 0;
-  while (count < positions.size() &&
-         (count == 0 || streamer.has_room_for(positions[count]))) {
-    streamer.admit(positions[count]);
-    ++count;
-  }
+  with_torch_errors([&] {
+    while (count < positions.size() &&
+           (count == 0 || streamer.has_room_for(positions[count]))) {
+      streamer.admit(positions[count]);
+      ++count;
+    }
+  });
   warn_if_not_held();
   return count;
 }
@@ -220,9 +224,10 @@ c10::List<at::Tensor> WindowHandle::converted(
       break;
     }
     lot.push_back(
-        reads_in_pieces_
-            ? conversion_.in_pieces(tensor, source_address, streamer)
-            : conversion_(tensor, source_address));
+        reads_in_pieces_ ? with_torch_errors([&] {
+          return conversion_.in_pieces(tensor, source_address, streamer);
+        })
+                         : conversion_(tensor, source_address));
   }
   note_copies();
   warn_if_not_held();
@@ -327,9 +332,10 @@ std::string WindowHandle::not_held() const {
 
 c10::intrusive_ptr<WindowHandle> make_windows(
     int64_t memory_limit_bytes,
-    bool drop_page_cache) {
+    bool drop_page_cache,
+    const OptionalBudget& budget) {
   return c10::make_intrusive<WindowHandle>(
-      checked_bounds(memory_limit_bytes, drop_page_cache));
+      checked_bounds(memory_limit_bytes, drop_page_cache, budget));
 }
 
 }  // namespace ckpt_streamer::ops

@@ -24,6 +24,7 @@
 
 #include "ops/checkpoint_tensors.h"
 #include "ops/conversion.h"
+#include "ops/memory_budget.h"
 #include "ops/storage_holders.h"
 #include "ops/tensor_memory.h"
 #include "stream/window_streamer.h"
@@ -67,15 +68,17 @@ class WindowHandle final : public torch::CustomClassHolder {
   // that is the order given.
   at::Tensor order() const;
 
-  // int64 [windows]: the position in that order behind each window's last.
+  // int64 [windows]: the position in that order behind each window's last. Of
+  // a budget, of the windows entered so far.
   at::Tensor window_ends() const;
 
-  // Makes a window live, by its index; c10::IndexError if there is none,
-  // c10::ValueError as check_unchanged().
-  void enter(int64_t window);
+  // Makes a window live, by its index, and returns its end. c10::IndexError if
+  // there is none (of a budget, it may be the one behind the last so far),
+  // c10::ValueError as check_unchanged(), and if a budget has no room.
+  int64_t enter(int64_t window);
 
   // Makes one tensor live, by its position in the order; c10::IndexError if
-  // there is none.
+  // there is none, c10::ValueError if a budget has no room.
   void admit(int64_t position);
 
   // Makes tensors live, from the first position on: as many as can be live
@@ -158,9 +161,11 @@ class WindowHandle final : public torch::CustomClassHolder {
 };
 
 // torch.ops.ckpt_streamer._windows(int memory_limit_bytes, bool
-// drop_page_cache). THROWS: c10::ValueError for a limit that is not positive.
+// drop_page_cache, MemoryBudget? budget). THROWS: c10::ValueError for a limit
+// that is not positive.
 c10::intrusive_ptr<WindowHandle> make_windows(
     int64_t memory_limit_bytes,
-    bool drop_page_cache);
+    bool drop_page_cache,
+    const OptionalBudget& budget);
 
 }  // namespace ckpt_streamer::ops

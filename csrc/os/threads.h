@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -17,6 +18,25 @@ namespace ckpt_streamer::os {
 // TensorWrites lives; ThreadCensus takes it to be at rest otherwise.
 // THROWS: std::system_error when the system has no further thread.
 [[nodiscard]] std::thread start_thread(std::function<void()> body);
+
+// For data of the whole process: nobody else holds it while the process forks,
+// so that the child finds the data whole. It lives for ever.
+class ForkSafeMutex {
+ public:
+  // REQUIRES: at most 4 are ever made.
+  ForkSafeMutex();
+  ForkSafeMutex(const ForkSafeMutex&) = delete;
+  ForkSafeMutex& operator=(const ForkSafeMutex&) = delete;
+  void lock() {
+    mutex_.lock();
+  }
+  void unlock() {
+    mutex_.unlock();
+  }
+
+ private:
+  std::mutex mutex_;
+};
 
 // Says that the calling thread, made by start_thread(), may write to tensors as
 // long as this lives. Elsewhere, nothing.

@@ -1,3 +1,4 @@
+#include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -51,7 +52,38 @@ class Registration {
   static constexpr int64_t kTaken = -1;
 };
 
+// What a fork waits for.
+std::array<std::atomic<ForkSafeMutex*>, 4> fork_safe_mutexes;
+
+void lock_before_fork() {
+  for (const auto& place : fork_safe_mutexes) {
+    if (ForkSafeMutex* mutex = place) {
+      mutex->lock();
+    }
+  }
+}
+
+void unlock_after_fork() {
+  for (const auto& place : fork_safe_mutexes) {
+    if (ForkSafeMutex* mutex = place) {
+      mutex->unlock();
+    }
+  }
+}
+
 }  // namespace
+
+ForkSafeMutex::ForkSafeMutex() {
+  static const int error_number =
+      ::pthread_atfork(lock_before_fork, unlock_after_fork, unlock_after_fork);
+  (void)error_number;  // no memory: as any other mutex
+  for (auto& place : fork_safe_mutexes) {
+    ForkSafeMutex* none = nullptr;
+    if (place.compare_exchange_strong(none, this)) {
+      return;
+    }
+  }
+}
 
 int64_t current_process_id() noexcept {
   return ::getpid();

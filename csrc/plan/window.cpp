@@ -147,18 +147,23 @@ std::vector<size_t> plan_windows(
     std::span<const ByteRange> spans,
     const WindowRules& rules) {
   std::vector<size_t> ends;
-  Window window(rules);
-  for (size_t i = 0; i < spans.size(); ++i) {
-    if (!window.fits(spans[i])) {
-      ends.push_back(i);
-      window.clear();
-    }
-    window.add(spans[i]);
-  }
-  if (!spans.empty()) {
-    ends.push_back(spans.size());
+  for (size_t begin = 0; begin < spans.size(); begin = ends.back()) {
+    ends.push_back(window_end(spans, begin, rules));
   }
   return ends;
+}
+
+size_t window_end(
+    std::span<const ByteRange> spans,
+    size_t begin,
+    const WindowRules& rules) {
+  Window window(rules);
+  size_t end = begin;
+  do {
+    window.add(spans[end]);
+    ++end;
+  } while (end < spans.size() && window.fits(spans[end]));
+  return end;
 }
 
 }  // namespace ckpt_streamer::plan

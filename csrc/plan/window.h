@@ -54,6 +54,11 @@ class Window {
  public:
   explicit Window(const WindowRules& rules) noexcept : rules_(rules) {}
 
+  // The limit from now on.
+  void set_memory_limit(uint64_t memory_limit_bytes) noexcept {
+    rules_.memory_limit_bytes = memory_limit_bytes;
+  }
+
   // Whether the window with `span` added still keeps the limit, given that all
   // of it is known before any of it is touched. An empty window takes anything,
   // also what is larger than the limit: a tensor cannot be split.
@@ -93,6 +98,13 @@ class Window {
 // without bytes belong to the window they fall in. O(n log n).
 [[nodiscard]] std::vector<size_t> plan_windows(
     std::span<const ByteRange> spans,
+    const WindowRules& rules);
+
+// The first of them that begins at a span: the index behind its last.
+// REQUIRES: begin < spans.size().
+[[nodiscard]] size_t window_end(
+    std::span<const ByteRange> spans,
+    size_t begin,
     const WindowRules& rules);
 
 }  // namespace ckpt_streamer::plan

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+
+#include "stream/memory_budget.h"
 
 namespace ckpt_streamer::stream {
 
@@ -15,6 +18,10 @@ struct Bounds {
   // included: it is dropped behind the reader, for a container is charged for
   // it. The next reader of the file has to wait for the disk then.
   bool drop_page_cache;
+  // What the stream shares with others; null if it has the limit to itself.
+  std::shared_ptr<MemoryBudget> budget;
+  // What the caller holds beside pages, and is to be in the stream's share.
+  uint64_t beside_bytes = 0;
 };
 
 }  // namespace ckpt_streamer::stream

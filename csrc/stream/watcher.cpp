@@ -96,8 +96,12 @@ struct Watcher::State {
 // The thread's side.
 class Watcher::Lookout {
  public:
-  Lookout(State& state, os::ScanMethod scan_method)
+  Lookout(
+      State& state,
+      os::ScanMethod scan_method,
+      const LiveRanges* own_live_ranges)
       : state_(state),
+        own_live_ranges_(own_live_ranges),
         lock_(state.mutex, std::defer_lock),
         residency_(scan_method) {}
 
@@ -152,7 +156,9 @@ class Watcher::Lookout {
       mapped_at_full_look_ = mapped_bytes;
       resident_at_full_look_ = resident_bytes_;
     }
-    if (resident_bytes_ > state_.figures.peak_resident_bytes) {
+    if (resident_bytes_ > state_.figures.peak_resident_bytes ||
+        resident_bytes_ >
+            state_.limit_bytes + state_.figures.over_limit_bytes) {
       note_peak();
     }
     note_what_came(now);
@@ -388,9 +394,22 @@ class Watcher::Lookout {
       }
     }
     std::swap(blocks_, merged);
+    leave_alone_what_is_live_elsewhere();
     resident_bytes_ = 0;
     for (const Block& block : blocks_) {
       resident_bytes_ += block.clean_bytes;
+    }
+  }
+
+  void leave_alone_what_is_live_elsewhere() {
+    if (own_live_ranges_ == nullptr || !own_live_ranges_->has_neighbours()) {
+      return;
+    }
+    for (Block& block : blocks_) {
+      if (block.clean_bytes > 0 &&
+          own_live_ranges_->is_live_elsewhere(block.range)) {
+        block.clean_bytes = 0;
+      }
     }
   }
 
@@ -405,6 +424,9 @@ class Watcher::Lookout {
                   residency_.count_resident(state_.ranges));
     state_.figures.peak_resident_bytes =
         std::max(state_.figures.peak_resident_bytes, resident_bytes);
+    state_.figures.over_limit_bytes = std::max(
+        state_.figures.over_limit_bytes,
+        resident_bytes - std::min(resident_bytes, state_.limit_bytes));
   }
 
   void note_what_came(Clock::time_point now) {
@@ -604,6 +626,7 @@ class Watcher::Lookout {
   }
 
   State& state_;
+  const LiveRanges* const own_live_ranges_;
   std::unique_lock<std::mutex> lock_;
   os::Residency residency_;
   uint64_t generation_ = 0;
@@ -672,16 +695,23 @@ void Watcher::watch(
     return;
   }
   try {
-    thread_ = os::start_thread([&state, method = scan_method_] {
-      os::be_prompt();
-      try {
-        Lookout(state, method).run();
-      } catch (...) {  // no memory: no longer watched
-      }
-    });
+    thread_ = os::start_thread(
+        [&state, method = scan_method_, own_live_ranges = own_live_ranges_] {
+          os::be_prompt();
+          try {
+            Lookout(state, method, own_live_ranges).run();
+          } catch (...) {  // no memory: no longer watched
+          }
+        });
     owner_process_ = os::current_process_id();
   } catch (...) {
   }
+}
+
+void Watcher::set_limit(uint64_t limit_bytes) noexcept {
+  const Pause pause(*this);
+  state_->limit_bytes = limit_bytes;
+  ++state_->live_generation;
 }
 
 void Watcher::set_live(

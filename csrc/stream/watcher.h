@@ -28,6 +28,7 @@
 
 #include "base/byte_range.h"
 #include "os/residency.h"
+#include "stream/live_ranges.h"
 
 namespace ckpt_streamer::stream {
 
@@ -35,6 +36,8 @@ struct WatchFigures {
   uint64_t evicted_bytes = 0;
   // The most clean resident bytes seen at a look.
   uint64_t peak_resident_bytes = 0;
+  // How far it was ever above the limit at that moment.
+  uint64_t over_limit_bytes = 0;
   // When unmapping pages was refused and more than the limit stayed for it, or
   // page tables could not be read: what stayed then, and the errno; else 0.
   uint64_t undropped_bytes = 0;
@@ -66,6 +69,16 @@ class Watcher {
   // REQUIRES: no Pause lives. They stay mapped until they are replaced.
   void watch(std::vector<ByteRange> ranges, uint64_t limit_bytes) noexcept;
 
+  // Changes the limit alone.
+  // REQUIRES: is_watching(), no Pause lives.
+  void set_limit(uint64_t limit_bytes) noexcept;
+
+  // What other streams have live is neither evicted nor counted.
+  // REQUIRES: it lives as long as this does; called before the first watch().
+  void leave_alone_what_is_live_elsewhere(const LiveRanges& own) noexcept {
+    own_live_ranges_ = &own;
+  }
+
   // Says which of the ranges may be resident, ascending and disjoint, whole
   // fault blocks: all together no more than the limit. Of the others, what was
   // read before may be read again. Until nothing_is_live(). `mapped_bytes`:
@@ -89,6 +102,7 @@ class Watcher {
   void forget_the_parents() noexcept;
 
   os::ScanMethod scan_method_;
+  const LiveRanges* own_live_ranges_ = nullptr;
   std::unique_ptr<State> state_;
   std::thread thread_;
   int64_t owner_process_ = 0;

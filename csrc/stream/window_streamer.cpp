@@ -139,7 +139,9 @@ plan::WindowRules rules_for(
     const Bounds& bounds) {
   const plan::WindowRules rules = plan::choose_rules(
       spans,
-      bounds.memory_limit_bytes,
+      // Of a budget, what a stream among others is likely to have.
+      bounds.budget == nullptr ? bounds.memory_limit_bytes
+                               : bounds.memory_limit_bytes / 4,
       os::page_size_bytes(),
       os::fault_extent_bytes());
   return bounds.drop_page_cache ? plan::with_room_ahead(rules, spans) : rules;
@@ -152,12 +154,18 @@ WindowStreamer::WindowStreamer(
     const Bounds& bounds,
     OtherThreads other_threads,
     os::ScanMethod scan_method)
-    : spans_(std::move(spans)),
+    : bounds_(bounds),
+      spans_(std::move(spans)),
       covered_bytes_(covered_prefixes(spans_)),
       rules_(rules_for(spans_, bounds)),
-      window_ends_(plan::plan_windows(spans_, rules_)),
+      window_ends_(
+          bounds.budget == nullptr ? plan::plan_windows(spans_, rules_)
+                                   : std::vector<size_t>()),
+      planned_spans_(
+          bounds.budget == nullptr ? std::vector<ByteRange>() : spans_),
       other_threads_(std::move(other_threads)),
       owned_mappings_(keep_file_backed(spans_, scan_method)),
+      limit_bytes_(bounds.memory_limit_bytes),
       residency_(scan_method),
       live_(rules_),
       watcher_(scan_method) {
@@ -165,6 +173,19 @@ WindowStreamer::WindowStreamer(
       owned_mappings_,
       rules_.pins_edges() ? os::HugePages::kAvoid : os::HugePages::kPrefer);
   find_all_extents();
+  if (bounds.budget != nullptr) {
+    if (all_extents_.empty()) {  // nothing that a budget could bound
+      rules_.memory_limit_bytes = bounds.memory_limit_bytes;
+      window_ends_ = plan::plan_windows(planned_spans_, rules_);
+    } else {
+      share_.emplace(bounds.budget);
+      set_limit(MemoryBudget::least_bytes(), 0);
+    }
+  }
+  if (!all_extents_.empty()) {
+    live_ranges_.emplace(hull_of(all_extents_));
+    watcher_.leave_alone_what_is_live_elsewhere(*live_ranges_);
+  }
   if (bounds.drop_page_cache) {
     cache_dropper_.emplace();
     residency_.need_not_stay_cached();
@@ -221,6 +242,16 @@ os::DropResult WindowStreamer::drop(
     std::span<const ByteRange> ranges,
     os::OtherWriters other_writers) noexcept {
   const Watcher::Pause pause(watcher_);
+  std::vector<ByteRange> free_parts;
+  if (live_ranges_.has_value() && live_ranges_->has_neighbours()) {
+    try {
+      for (const ByteRange& range : ranges) {
+        live_ranges_->append_free_parts(range, free_parts);
+      }
+      ranges = free_parts;
+    } catch (...) {  // no memory: they are read from the file again
+    }
+  }
   if (other_writers == os::OtherWriters::kNone && other_threads_.run_at_once) {
     try {
       if (const auto result = drop_at_once(ranges)) {
@@ -287,13 +318,24 @@ void WindowStreamer::record(
   const uint64_t resident_bytes = std::min(
       all_extents_bytes_,
       figures_.undropped_bytes + result.found_bytes + kept_bytes);
-  figures_.peak_resident_bytes =
-      std::max(figures_.peak_resident_bytes, resident_bytes + peak_held_bytes_);
+  note_resident(resident_bytes);
   peak_held_bytes_ = held_bytes_;
   figures_.evicted_bytes +=
       result.found_bytes - std::min(result.found_bytes, result.remaining_bytes);
   if (result.remaining_bytes > 0) {
     figures_.drop_error = result.error_number;
+  }
+}
+
+void WindowStreamer::note_resident(uint64_t resident_bytes) noexcept {
+  const uint64_t bytes = resident_bytes + peak_held_bytes_;
+  figures_.peak_resident_bytes = std::max(figures_.peak_resident_bytes, bytes);
+  if (share_.has_value()) {
+    // Raised before anything is dropped for the next window, lowered after.
+    const uint64_t share_bytes = share_->bytes();
+    figures_.over_share_bytes = std::max(
+        figures_.over_share_bytes,
+        bytes - std::min(bytes, share_bytes));
   }
 }
 
@@ -336,6 +378,7 @@ void WindowStreamer::drop_live(const ByteRange& next) {
     append_owned({overlap.end, extent.end}, ranges);
   }
   live_.clear();
+  publish_live();
   const uint64_t kept_bytes = residency_.count_resident(kept_ranges);
   const os::DropResult result = drop(ranges, other_writers);
   if (cache_dropper_.has_value()) {
@@ -345,7 +388,112 @@ void WindowStreamer::drop_live(const ByteRange& next) {
   figures_.undropped_bytes += result.remaining_bytes;
 }
 
+void WindowStreamer::take_share(uint64_t needed_bytes, uint64_t least_bytes) {
+  const uint64_t beside_bytes = bounds_.beside_bytes;
+  const uint64_t given_bytes = share_->take(
+      {.needed_bytes = needed_bytes + beside_bytes,
+       .least_bytes = least_bytes + beside_bytes,
+       .most_bytes = std::max(
+           bounds_.memory_limit_bytes,
+           MemoryBudget::least_bytes() + beside_bytes)});
+  set_limit(given_bytes - beside_bytes, needed_bytes);
+}
+
+void WindowStreamer::take_share_for(const ByteRange& span) {
+  const uint64_t extent_bytes =
+      round_outward(span, rules_.block_bytes).size_bytes();
+  take_share(extent_bytes + rules_.edge_bytes, MemoryBudget::least_bytes());
+}
+
+void WindowStreamer::set_limit(
+    uint64_t limit_bytes,
+    uint64_t needed_bytes) noexcept {
+  limit_bytes_ = limit_bytes;
+  uint64_t window_bytes = limit_bytes;
+  if (cache_dropper_.has_value()) {
+    // As plan::with_room_ahead().
+    window_bytes = std::max(
+        limit_bytes - limit_bytes / 4,
+        std::min(limit_bytes, needed_bytes));
+  }
+  rules_.memory_limit_bytes = window_bytes;
+  live_.set_memory_limit(window_bytes);
+}
+
+void WindowStreamer::keep_share() noexcept {
+  if (share_.has_value()) {
+    share_->keep(limit_bytes_ + bounds_.beside_bytes);
+    if (watcher_.is_watching()) {
+      watcher_.set_limit(rules_.memory_limit_bytes);
+    }
+  }
+}
+
+void WindowStreamer::plan_window(size_t window) {
+  if (window < window_ends_.size()) {
+    const uint64_t share_bytes = window_shares_[window];
+    take_share(share_bytes, share_bytes);
+    set_limit(share_bytes, share_bytes);
+    return;
+  }
+  const size_t begin = window_ends_.empty() ? 0 : window_ends_.back();
+  const auto left = std::span<const ByteRange>(planned_spans_).subspan(begin);
+  const auto first =
+      std::find_if_not(left.begin(), left.end(), [](const ByteRange& span) {
+        return span.empty();
+      });
+  take_share_for(first == left.end() ? ByteRange{} : *first);
+  const size_t end = plan::window_end(planned_spans_, begin, rules_);
+  if (!cache_dropper_.has_value()) {  // else the rest is for reading ahead
+    plan::Window planned(rules_);
+    for (size_t i = begin; i < end; ++i) {
+      planned.add(spans_[i]);
+    }
+    const uint64_t share_bytes = std::clamp(
+        planned.extent_bytes() + rules_.edge_bytes,
+        MemoryBudget::least_bytes(),
+        limit_bytes_);
+    set_limit(share_bytes, share_bytes);
+  }
+  window_shares_.push_back(limit_bytes_);
+  window_ends_.push_back(end);
+}
+
+void WindowStreamer::plan_anew() {
+  if (share_.has_value()) {
+    window_ends_.clear();
+    window_shares_.clear();
+  }
+}
+
+void WindowStreamer::publish_live() {
+  if (live_ranges_.has_value()) {
+    // What is above the limit is given back behind the reader, by anybody.
+    live_ranges_->set(
+        is_over_limit() ? std::vector<ByteRange>() : live_.extents());
+  }
+}
+
+std::vector<ByteRange> WindowStreamer::own_parts(
+    std::span<const ByteRange> ranges) const {
+  plan::Window own({std::numeric_limits<uint64_t>::max(), 1, 0});
+  std::vector<ByteRange> parts;
+  for (const ByteRange& range : ranges) {
+    live_ranges_->append_free_parts(range, parts);
+  }
+  for (const ByteRange& extent : in_fault_blocks(live_.extents())) {
+    append_owned(extent, parts);
+  }
+  for (const ByteRange& part : parts) {
+    own.add(part);
+  }
+  return own.extents();
+}
+
 void WindowStreamer::enter(size_t window) {
+  if (share_.has_value()) {
+    plan_window(window);
+  }
   ++figures_.windows_entered;
   begin_if_idle();
   const std::span<const ByteRange> spans = spans_of_window(window);
@@ -357,8 +505,12 @@ void WindowStreamer::enter(size_t window) {
   for (const ByteRange& span : spans) {
     live_.add(span);
   }
+  keep_share();
+  publish_live();
   // Before the edges are read, so that the disk has more to do than that.
-  read_ahead(spans_of_window(window + 1));
+  read_ahead(
+      share_.has_value() ? std::span(spans_).subspan(window_ends_[window])
+                         : spans_of_window(window + 1));
   if (rules_.pins_edges()) {
     for (const ByteRange& extent : live_.extents()) {
       pin_edges(extent);
@@ -385,10 +537,9 @@ uint64_t WindowStreamer::ahead_bytes() const noexcept {
   // What is live leaves that much; the system reads up to two blocks more.
   const uint64_t taken_bytes =
       live_.extent_bytes() + 2 * os::prefetch_block_bytes();
-  const uint64_t limit_bytes = figures_.memory_limit_bytes;
   return std::min(
       kMostAheadBytes,
-      limit_bytes - std::min(limit_bytes, taken_bytes));
+      limit_bytes_ - std::min(limit_bytes_, taken_bytes));
 }
 
 std::vector<ByteRange> WindowStreamer::ranges_to_read(
@@ -471,7 +622,8 @@ void WindowStreamer::drop_all_cached() noexcept {
 
 bool WindowStreamer::has_room_for(size_t index) const {
   return spans_[index].empty() ||
-         (is_live_ && live_.fits_resident(spans_[index]));
+         (is_live_ && live_.fits_resident(spans_[index]) &&
+          (!share_.has_value() || share_->bytes() > 0));
 }
 
 void WindowStreamer::admit(size_t index) {
@@ -483,14 +635,25 @@ void WindowStreamer::admit_part(size_t index, const ByteRange& part) {
   if (span.empty()) {
     return;
   }
+  if (share_.has_value() &&
+      (share_->bytes() == 0 || !live_.fits_resident(span))) {
+    take_share_for(span);
+  }
   begin_if_idle();
   if (live_.fits_resident(span)) {
+    const uint64_t bytes_before = live_.extent_bytes();
     live_.add(span);
+    if (live_ranges_.has_value() && live_.extent_bytes() > bytes_before &&
+        !is_over_limit()) {
+      live_ranges_->add(round_outward(span, rules_.block_bytes));
+    }
   } else {
     drop_live(span);
     live_.add(span);
+    publish_live();
     drop_cached({});
   }
+  keep_share();
   if (is_over_limit()) {
     watch_if_over_limit();
   }
@@ -530,9 +693,13 @@ void WindowStreamer::watch_if_over_limit() {
 }
 
 void WindowStreamer::enter_piece(const ByteRange& piece) {
+  if (share_.has_value() && share_->bytes() == 0 && !piece.empty()) {
+    take_share(limit_bytes_, limit_bytes_);
+  }
   begin_if_idle();
   drop_live(piece);
   live_.add(piece);
+  publish_live();
   if (watcher_.is_watching()) {
     tell_what_is_live();
   }
@@ -547,7 +714,10 @@ void WindowStreamer::enter_piece(const ByteRange& piece) {
   }
 }
 
-uint64_t WindowStreamer::piece_bytes() const noexcept {
+uint64_t WindowStreamer::piece_bytes() {
+  if (share_.has_value() && share_->bytes() == 0) {
+    take_share(0, MemoryBudget::least_bytes());
+  }
   // Wherever it begins, it reaches into two blocks more than it fills.
   const uint64_t edges = 2 * rules_.block_bytes;
   return std::max(
@@ -601,6 +771,27 @@ void WindowStreamer::pin_edges(const ByteRange& extent) {
 
 void WindowStreamer::release() {
   release_with(other_threads_.writers());
+  if (share_.has_value()) {
+    share_->keep(0);
+  }
+}
+
+void WindowStreamer::end() {
+  release_with(other_threads_.writers());
+  if (!share_.has_value()) {
+    watch_kept();
+    return;
+  }
+  if (share_->bytes() > 0) {
+    const uint64_t kept_bytes =
+        std::max(MemoryBudget::least_bytes(), bounds_.memory_limit_bytes / 8);
+    set_limit(std::min(limit_bytes_, kept_bytes), 0);
+    watch_kept();
+    keep_share();
+  }
+  if (!watcher_.is_watching()) {
+    share_->leave();
+  }
 }
 
 void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
@@ -613,14 +804,21 @@ void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
   figures_.undropped_bytes = result.remaining_bytes;
   drop_all_cached();
   live_.clear();
+  publish_live();
   is_live_ = false;
 }
 
 uint64_t WindowStreamer::resident_bytes() noexcept {
-  const uint64_t bytes = residency_.count_resident(all_extents_);
+  uint64_t bytes = 0;
+  try {
+    bytes = live_ranges_.has_value() && live_ranges_->has_neighbours()
+                ? residency_.count_resident(own_parts(all_extents_))
+                : residency_.count_resident(all_extents_);
+  } catch (...) {  // no memory
+    bytes = residency_.count_resident(all_extents_);
+  }
   if (is_live_) {
-    figures_.peak_resident_bytes =
-        std::max(figures_.peak_resident_bytes, bytes + peak_held_bytes_);
+    note_resident(bytes);
   }
   figures_.prefetched_bytes = read_ahead_.prefetched_bytes();
   return bytes + held_bytes_;
@@ -633,6 +831,10 @@ StreamFigures WindowStreamer::figures() const noexcept {
   figures.peak_watched_bytes = watched.peak_resident_bytes;
   figures.peak_resident_bytes =
       std::max(figures.peak_resident_bytes, watched.peak_resident_bytes);
+  if (share_.has_value()) {
+    figures.over_share_bytes =
+        std::max(figures.over_share_bytes, watched.over_limit_bytes);
+  }
   if (figures.drop_error == 0) {
     figures.drop_error = watched.drop_error;
     figures.undropped_bytes =

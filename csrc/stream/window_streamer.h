@@ -20,6 +20,11 @@
 //   I6  From watch_if_over_limit() on until release(), a Watcher drops what is
 //       read of any span, behind the reader. From the second window on, it does
 //       so when it notices that spans of others than the live one are read.
+//   I7  Of a MemoryBudget, the limit is the stream's share: taken before a
+//       window is cut or a span admitted, held until what was resident of it is
+//       gone. Windows are cut one by one then.
+//   I8  What another stream of the process has live is not dropped, nor counted
+//       here (stream/live_ranges.h); it is that one's.
 //
 // REQUIRES: the memory of the spans stays mapped while this lives (its owner
 // holds the storages). Not thread-safe.
@@ -38,6 +43,8 @@
 #include "plan/window.h"
 #include "stream/bounds.h"
 #include "stream/cache_dropper.h"
+#include "stream/live_ranges.h"
+#include "stream/memory_budget.h"
 #include "stream/read_ahead.h"
 #include "stream/watcher.h"
 
@@ -54,6 +61,8 @@ struct StreamFigures {
   uint64_t peak_resident_bytes = 0;
   // The most clean resident bytes that the watcher saw at once.
   uint64_t peak_watched_bytes = 0;
+  // Of a budget: how far it was ever above the share at that moment.
+  uint64_t over_share_bytes = 0;
   // Clean resident bytes that the last drop found and could not drop.
   uint64_t undropped_bytes = 0;
   // Why: an errno, 0 if none.
@@ -102,8 +111,17 @@ class WindowStreamer {
 
   // The index behind the last span of each window, ascending. Spans outside
   // file mappings count as well: a reader can let go of their tensors in steps.
+  // Of a budget: those of the windows entered so far.
   [[nodiscard]] const std::vector<size_t>& window_ends() const noexcept {
     return window_ends_;
+  }
+
+  // Of a budget, with the one that may be cut next.
+  [[nodiscard]] size_t window_count() const noexcept {
+    const bool has_next = window_ends_.empty()
+                              ? !spans_.empty()
+                              : window_ends_.back() < spans_.size();
+    return window_ends_.size() + (has_next ? 1 : 0);
   }
 
   [[nodiscard]] size_t span_count() const noexcept {
@@ -121,8 +139,16 @@ class WindowStreamer {
   // entered after construction or release also drops what was resident from
   // before the stream. What of it and of the next window is not cached is read
   // ahead from now on.
-  // REQUIRES: window < window_ends().size().
+  // Of a budget, the next window is cut now, within the share that is taken for
+  // it; one that was entered before stays as it is.
+  // REQUIRES: window < window_ends().size(); of a budget, or the next one, with
+  // spans left for it.
+  // THROWS: CheckpointError InvalidArgument if the others of the budget leave
+  // no room; what was live stays so.
   void enter(size_t window);
+
+  // Of a budget: cuts all windows anew. Otherwise, nothing.
+  void plan_anew();
 
   // If what is live exceeds the limit, has what is resident given back from now
   // on while the user reads it. For a window that is not read in pieces;
@@ -140,6 +166,7 @@ class WindowStreamer {
   // Adds one span to what is live, after dropping what was if both together
   // would exceed the limit: for tensors read in an order of the caller's own.
   // REQUIRES: index < the number of spans.
+  // THROWS: as enter().
   void admit(size_t index);
 
   // The same for a part of that span: no other of its pages is made resident.
@@ -152,8 +179,15 @@ class WindowStreamer {
   // nothing is live. What is not cached of it and of what the spans have behind
   // it is read ahead.
   // REQUIRES: the piece lies in a span.
+  // THROWS: as enter().
   void enter_piece(const ByteRange& piece);
-  [[nodiscard]] uint64_t piece_bytes() const noexcept;
+  // Of a budget, takes a share if the stream has none. THROWS: as enter().
+  [[nodiscard]] uint64_t piece_bytes();
+
+  // What is_over_limit() compares with: the limit, or the share of the moment.
+  [[nodiscard]] uint64_t window_limit_bytes() const noexcept {
+    return rules_.memory_limit_bytes;
+  }
 
   // Whether what is live exceeds the limit: a span larger than it, with the
   // spans that share its memory.
@@ -164,8 +198,13 @@ class WindowStreamer {
   // Drops all clean pages of all spans, also those that came back since the
   // last release, and ends reading ahead and watching. What is live has to be
   // entered or admitted again before it is touched, or the limit holds to
-  // within two fault blocks only.
+  // within two fault blocks only. The share of a budget goes back.
   void release();
+
+  // The same at the end of the stream, but that tensors which the user keeps
+  // are watched from now on, as by watch_kept(); of a budget, an eighth stays
+  // for them.
+  void end();
 
   // Bytes that the first `count` spans cover, shared ones once; those outside
   // file mappings count as well.
@@ -201,6 +240,19 @@ class WindowStreamer {
   // Drops all that is live except the pages of `next`.
   void drop_live(const ByteRange& next);
   void begin_if_idle();
+  // Of a budget; the share is for what is going to be live.
+  void take_share(uint64_t needed_bytes, uint64_t least_bytes);
+  void take_share_for(const ByteRange& span);
+  void plan_window(size_t window);
+  void set_limit(uint64_t limit_bytes, uint64_t needed_bytes) noexcept;
+  // Lowers the share to the limit that is set.
+  void keep_share() noexcept;
+  // Says to other streams what is live.
+  void publish_live();
+  void note_resident(uint64_t resident_bytes) noexcept;
+  // The ranges without what is live elsewhere only.
+  [[nodiscard]] std::vector<ByteRange> own_parts(
+      std::span<const ByteRange> ranges) const;
   // REQUIRES: the watcher is watching.
   void tell_what_is_live();
   // Keeps faults at both edges of a live extent from mapping what is outside.
@@ -231,16 +283,24 @@ class WindowStreamer {
   void drop_cached(std::span<const ByteRange> kept) noexcept;
   void drop_all_cached() noexcept;
 
-  // Fixed at construction, in this order.
+  // Fixed at construction, in this order; of a budget, but for limits and ends.
+  const Bounds bounds_;
   std::vector<ByteRange> spans_;  // in the end, empty where nothing may go
   std::vector<uint64_t> covered_bytes_;  // [span_count() + 1], ascending
   plan::WindowRules rules_;
   std::vector<size_t> window_ends_;
+  std::vector<ByteRange>
+      planned_spans_;  // of a budget: all, as they were given
   OtherThreads other_threads_;
   // State.
   std::vector<ByteRange> owned_mappings_;  // ascending, disjoint
   std::vector<ByteRange> all_extents_;  // of all spans, inside owned_mappings_
   uint64_t all_extents_bytes_ = 0;
+  std::optional<BudgetShare> share_;  // of a budget
+  uint64_t limit_bytes_;              // of the share, or of the stream
+  std::vector<uint64_t>
+      window_shares_;  // of a budget, for each of window_ends_
+  std::optional<LiveRanges> live_ranges_;  // if anything is mapped
   os::Residency residency_;
   plan::Window live_;
   bool is_live_ = false;

@@ -180,7 +180,7 @@ TEST(pieces_of_a_tensor_above_the_limit_hold_it) {
 TEST(pieces_are_a_page_at_least) {
   const TemporaryFile file(kMiB);
   const TestMapping mapping(file.path(), kMiB, MAP_PRIVATE);
-  const WindowStreamer streamer({mapping.range()}, 1);
+  WindowStreamer streamer({mapping.range()}, 1);
   EXPECT_EQ(streamer.piece_bytes(), os::page_size_bytes());
 }
 

@@ -19,6 +19,7 @@
 
 namespace {
 
+using ckpt_streamer::MemoryBudget;
 using ckpt_streamer::Stream;
 
 constexpr uint64_t kLimitBytes = 1 << 20;
@@ -62,6 +63,12 @@ void row(const char* name, const std::function<std::string()>& body) {
         class_of(error),
         error.what_without_backtrace());
   }
+}
+
+Stream within(const std::string& path, const MemoryBudget& budget) {
+  return ckpt_streamer::open(
+      path,
+      {.memory_limit_bytes = kLimitBytes, .budget = budget});
 }
 
 Stream open(const std::string& path) {
@@ -160,6 +167,25 @@ void print_rows(
   row("stream no limit", [&] {
     return text(ckpt_streamer::stream(given, {.memory_limit_bytes = 0}).size());
   });
+  row("open budget", [&] {
+    const MemoryBudget budget(8388608);
+    Stream first = within(path, budget);
+    Stream second = within(path, budget);
+    return first.next().name + second.next().name + " " +
+           text(budget.bytes_held());
+  });
+  row("open budget without room", [&] {
+    const MemoryBudget budget(4194304);
+    Stream first = within(path, budget);
+    Stream second = within(path, budget);
+    return first.next().name + second.next().name;
+  });
+  row("open drop_page_cache", [&] {
+    Stream stream = ckpt_streamer::open(
+        path,
+        {.memory_limit_bytes = kLimitBytes, .drop_page_cache = true});
+    return rest_of(stream);
+  });
   row("copy_", [&] {
     at::Tensor destination = at::zeros({2}, at::kLong);
     return text(ckpt_streamer::copy_(destination, at::ones({2}), kLimitBytes));
@@ -203,6 +229,28 @@ void print_rows(
   });
   row("create unfinished", [&] {
     return text(Writer(target, given).call("finish", {}).toListRef().size());
+  });
+  row("load_into budget", [&] {
+    const MemoryBudget budget(8388608);
+    c10::Dict<std::string, at::Tensor> state;
+    state.insert("a", at::zeros({2}, at::kLong));
+    (void)ckpt_streamer::load_into(
+        state,
+        path,
+        {.memory_limit_bytes = kLimitBytes, .budget = budget});
+    return text(state.at("a")) + "; " + text(budget.bytes_held());
+  });
+  row("limit_bytes", [&] { return text(MemoryBudget(8388608).limit_bytes()); });
+  row("limit_bytes too small",
+      [&] { return text(MemoryBudget(4096).limit_bytes()); });
+  row("bytes_held", [&] {
+    const MemoryBudget budget(8388608);
+    Stream stream = within(path, budget);
+    const uint64_t before = budget.bytes_held();
+    (void)stream.next();
+    const uint64_t held = budget.bytes_held();
+    stream.release();
+    return text(before) + " " + text(held) + " " + text(budget.bytes_held());
   });
   row("has_next", [&] {
     Stream stream = open(path);

@@ -32,6 +32,8 @@ struct LoadOptions {
   // As in OpenOptions.
   bool verify = false;
   bool drop_page_cache = false;
+  // Of it, half of what is left is taken for the call.
+  std::optional<MemoryBudget> budget = std::nullopt;
 };
 
 struct LoadResult {

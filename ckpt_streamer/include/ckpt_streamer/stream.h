@@ -60,6 +60,38 @@ inline namespace v1 {
 // 1 GiB, as in Python.
 inline constexpr uint64_t kDefaultMemoryLimitBytes = uint64_t{1} << 30;
 
+// One limit for several streams: what they hold resident together never
+// exceeds it. Each takes its share whenever it makes room for further tensors:
+// up to half of what the others leave. A stream that finds no room throws
+// c10::ValueError; its next() can be called again when others have gone on.
+//
+// Copies are the same budget. Thread-safe.
+class CKPT_STREAMER_API MemoryBudget {
+ public:
+  // THROWS: c10::ValueError below 4 MiB (two blocks of what one page fault may
+  // map).
+  explicit MemoryBudget(uint64_t limit_bytes);
+  MemoryBudget(const MemoryBudget& other);
+  MemoryBudget& operator=(const MemoryBudget& other);
+  ~MemoryBudget();
+
+  [[nodiscard]] uint64_t limit_bytes() const;
+  // What its streams may have resident at the moment, all together.
+  [[nodiscard]] uint64_t bytes_held() const;
+
+  // The same budget as an argument of TorchScript: a
+  // torch.classes.ckpt_streamer.MemoryBudget.
+  [[nodiscard]] c10::IValue to_ivalue() const;
+  // THROWS: c10::TypeError for any other value.
+  [[nodiscard]] static MemoryBudget from_ivalue(const c10::IValue& handle);
+
+ private:
+  friend struct BudgetAccess;
+  explicit MemoryBudget(c10::intrusive_ptr<c10::intrusive_ptr_target> handle);
+
+  c10::intrusive_ptr<c10::intrusive_ptr_target> handle_;
+};
+
 // What open() takes beside the files.
 struct OpenOptions {
   // The most of the files' clean pages to hold in physical memory. Positive.
@@ -76,6 +108,8 @@ struct OpenOptions {
   // Whether the limit is for the kernel's cached copy as well, for which a
   // container is charged: it is dropped behind the reader.
   bool drop_page_cache = false;
+  // What the stream shares with others; of it, memory_limit_bytes at most.
+  std::optional<MemoryBudget> budget = std::nullopt;
 };
 
 // What stream() takes beside the tensors; fields as in OpenOptions.
@@ -83,6 +117,7 @@ struct StreamOptions {
   uint64_t memory_limit_bytes = kDefaultMemoryLimitBytes;
   std::optional<at::ScalarType> dtype = std::nullopt;
   bool drop_page_cache = false;
+  std::optional<MemoryBudget> budget = std::nullopt;
 };
 
 // The name is the keys that lead to the tensor, joined by '.'.
@@ -153,8 +188,8 @@ class CKPT_STREAMER_API Stream {
   // The next one, in the order of the stream. Its pages may go when the stream
   // makes room for further tensors.
   // THROWS: c10::IndexError past the end; c10::ValueError when a file has
-  // shrunk since it was opened, or a record is not what its checksum says and
-  // the stream verifies.
+  // shrunk since it was opened, a record is not what its checksum says and the
+  // stream verifies, or its budget has no room at the moment.
   [[nodiscard]] NamedTensor next();
 
   // The tensor of a name, within the limit; the stream stays where it is.

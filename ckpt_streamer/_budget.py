@@ -36,8 +36,8 @@ class MemoryBudget(metaclass=_TorchClass):
     made before the first of them is read are all sure of their part.
 
     It is a ``torch.classes.ckpt_streamer.MemoryBudget``, as the ops take it. It can be
-    an attribute of a scripted module, saved with it, pickled and copied: as its limit,
-    with nothing held.
+    an attribute of a scripted module, saved with it, pickled and deep-copied: as its
+    limit, with nothing held.
 
     Args:
         limit_mb: The limit in MiB, at least 4.

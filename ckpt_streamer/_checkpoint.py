@@ -266,6 +266,7 @@ class Checkpoint:
                 tensors=self._length,
                 **lookups.stats(0),
                 not_held=lookups.not_held() or None,
+                notes=lookups.notes() or None,
             )
         )
         return figures.stats

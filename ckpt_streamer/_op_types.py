@@ -75,6 +75,9 @@ class StreamHandle(Protocol):
     def not_held(self) -> str:
         """What could not be held within the limit, and why; empty if all was."""
 
+    def notes(self) -> str:
+        """What else there is to know of it: see :class:`StreamStats`."""
+
 
 class CheckpointWriter(Protocol):
     """``torch.classes.ckpt_streamer.CheckpointWriter``: a file that is written."""

@@ -29,6 +29,11 @@ class StreamStats:
             caller's: never given back, not bounded, in none of the above.
         not_held: What could not be held within the limit, and why, in words; None
             if all was.
+        notes: What else there is to know of it, in words; None if there is nothing.
+            Tensors on the heap, which nothing bounds; and file systems that are no
+            disks. On tmpfs and ramfs, which are memory themselves, what is given back
+            leaves this process and stays charged to whoever wrote it; on hugetlbfs, the
+            limit bounds nothing; from FUSE, NFS and the like, it is asked for again.
     """
 
     tensors: int
@@ -43,6 +48,7 @@ class StreamStats:
     bytes_over_limit: int = 0
     bytes_written: int = 0
     not_held: str | None = None
+    notes: str | None = None
 
 
 _SUMS = (
@@ -67,4 +73,9 @@ def combined(whole: StreamStats, part: StreamStats) -> StreamStats:
         figures[name] = getattr(whole, name) + getattr(part, name)
     for name in _MOST:
         figures[name] = max(getattr(whole, name), getattr(part, name))
-    return replace(whole, **figures, not_held=whole.not_held or part.not_held)
+    return replace(
+        whole,
+        **figures,
+        not_held=whole.not_held or part.not_held,
+        notes=whole.notes or part.notes,
+    )

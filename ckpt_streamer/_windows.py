@@ -124,6 +124,7 @@ class State(ABC):
             tensors_yielded=self.yielded_count,
             **self.handle.stats(self.yielded_count),
             not_held=self.handle.not_held() or None,
+            notes=self.handle.notes() or None,
         )
 
     def close(self) -> None:

@@ -167,6 +167,7 @@ FAULTS = {
     ),
     "stat": Fault("stat", (EACCES, ENOMEM), WORKS, text="/proc/self/task"),
     "read": Fault("read", (EIO,), WORKS, beside=True, mapped_again=True),
+    "fstatfs": Fault("fstatfs", (EIO, ENOSYS), WORKS),
     # Reading ahead
     "mincore": Fault("mincore", (EPERM, ENOMEM, EAGAIN), WORKS, cold=True),
     "threads": Fault("pthread_create", (EAGAIN, EPERM), WORKS, cold=True),

@@ -123,7 +123,8 @@ def _open_budget(path: str, missing: str, empty: str, gguf: str) -> str:
     first = torch.ops.ckpt_streamer.open(path, 1048576, budget=budget)
     second = torch.ops.ckpt_streamer.open(path, 1048576, budget=budget)
     text = str(first.next()[0]) + str(second.next()[0])
-    return text + " " + str(int(budget.bytes_held()))
+    text = text + " " + str(int(budget.bytes_held()))
+    return text + " " + str(int(first.has_next())) + str(int(second.has_next()))
 
 
 @row("open budget without room")
@@ -131,7 +132,8 @@ def _open_budget_without_room(path: str, missing: str, empty: str, gguf: str) ->
     budget = torch.classes.ckpt_streamer.MemoryBudget(4194304)
     first = torch.ops.ckpt_streamer.open(path, 1048576, budget=budget)
     second = torch.ops.ckpt_streamer.open(path, 1048576, budget=budget)
-    return str(first.next()[0]) + str(second.next()[0])
+    text = str(first.next()[0]) + str(second.next()[0])
+    return text + str(int(first.has_next()))  # it lives until here
 
 
 @row("open drop_page_cache")
@@ -344,6 +346,12 @@ def _not_held(path: str, missing: str, empty: str, gguf: str) -> str:
     stream = open_(path)
     rest_of(stream)
     return "'" + str(stream.not_held()) + "'"
+
+
+@row("notes")
+def _notes(path: str, missing: str, empty: str, gguf: str) -> str:
+    stream = torch.ops.ckpt_streamer.stream({"a": torch.ones(2)}, 1048576)
+    return "'" + str(stream.notes()) + "'"
 
 
 @pytest.fixture(scope="module")

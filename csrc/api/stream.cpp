@@ -84,7 +84,8 @@ StreamStats Stream::stats() {
       .peak_bytes_resident = figure("peak_bytes_resident"),
       .bytes_over_limit = figure("bytes_over_limit"),
       .bytes_written = figure("bytes_written"),
-      .not_held = handle_of(*this).not_held()};
+      .not_held = handle_of(*this).not_held(),
+      .notes = handle_of(*this).notes()};
 }
 
 c10::IValue Stream::to_ivalue() const {

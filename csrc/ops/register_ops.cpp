@@ -87,7 +87,8 @@ TORCH_LIBRARY(ckpt_streamer, library) {
           .def("bytes_resident", &StreamHandle::bytes_resident)
           .def("peak_bytes_resident", &StreamHandle::peak_bytes_resident)
           .def("stats", &StreamHandle::stats)
-          .def("not_held", &StreamHandle::not_held);
+          .def("not_held", &StreamHandle::not_held)
+          .def("notes", &StreamHandle::notes);
   refuse_pickling(stream_handle);
 
   auto lot = library.class_<Lot>("_Lot");
@@ -106,7 +107,8 @@ TORCH_LIBRARY(ckpt_streamer, library) {
           .def("unmapped_bytes", &WindowHandle::unmapped_bytes)
           .def("check_unchanged", &WindowHandle::check_unchanged)
           .def("stats", &WindowHandle::stats)
-          .def("not_held", &WindowHandle::not_held);
+          .def("not_held", &WindowHandle::not_held)
+          .def("notes", &WindowHandle::notes);
   refuse_pickling(window_handle);
 
   auto slot_list = library.class_<SlotList>("_Slots")

@@ -228,6 +228,11 @@ std::string StreamHandle::not_held() {
   return ops::not_held(streamer_.figures());
 }
 
+std::string StreamHandle::notes() {
+  const std::lock_guard lock(mutex_);
+  return ops::notes(checked_streamer().memory_kinds());
+}
+
 void StreamHandle::release_locked() {
   checked_streamer().release();
   was_released_ = true;

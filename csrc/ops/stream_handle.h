@@ -93,6 +93,8 @@ class StreamHandle final : public torch::CustomClassHolder {
   c10::Dict<std::string, int64_t> stats();
   // What could not be held within the limit, and why; empty if all was.
   std::string not_held();
+  // See ops::notes().
+  std::string notes();
 
  private:
   StreamHandle(

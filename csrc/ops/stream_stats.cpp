@@ -75,4 +75,33 @@ std::string not_held(const stream::StreamFigures& figures) {
          "than the limit, or tensors were read again after their window";
 }
 
+std::string notes(const stream::MemoryKinds& bytes) {
+  std::string text;
+  const auto add = [&](uint64_t count, const std::string& what) {
+    if (count > 0) {
+      text += (text.empty() ? "" : "; ") + std::to_string(count) + what;
+    }
+  };
+  const std::string mapped = " bytes are mapped from ";
+  add(bytes.unmapped_bytes,
+      " bytes of the tensors are no pages of a mapped file: nothing bounds "
+      "them");
+  add(bytes.memory_bytes,
+      mapped +
+          "a file system that is memory itself (tmpfs, ramfs): what is given "
+          "back "
+          "leaves this process, and stays charged to whoever wrote it");
+  add(bytes.huge_page_bytes,
+      mapped +
+          "hugetlbfs, whose pages are memory itself and no part of what is "
+          "counted as resident: the limit does not bound them");
+  add(bytes.remote_bytes,
+      mapped +
+          "a file system that others serve (FUSE, NFS and the like): what is "
+          "given "
+          "back is asked for again there, and what is changed there may not be "
+          "noticed");
+  return text;
+}
+
 }  // namespace ckpt_streamer::ops

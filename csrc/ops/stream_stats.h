@@ -22,4 +22,8 @@ namespace ckpt_streamer::ops {
 // What could not be held within the limit, and why, in words; empty if all was.
 [[nodiscard]] std::string not_held(const stream::StreamFigures& figures);
 
+// What else there is to know of it, in words: tensors that nothing bounds, and
+// file systems that are no disks. Empty if there is nothing.
+[[nodiscard]] std::string notes(const stream::MemoryKinds& bytes);
+
 }  // namespace ckpt_streamer::ops

@@ -282,6 +282,10 @@ void WindowHandle::close(int64_t yielded_count) {
     open_streamer().release();
     warn_if_not_held();
     closed_figures_ = figures();
+    if (closed_figures_.windows_entered > 0 ||
+        closed_figures_.evicted_bytes > 0) {
+      closed_memory_kinds_ = streamer_->memory_kinds();
+    }
     closed_streamed_bytes_ = streamed_bytes(yielded_count);
     streamer_.reset();
     checkpoint_.reset();
@@ -328,6 +332,12 @@ c10::Dict<std::string, int64_t> WindowHandle::stats(int64_t yielded_count) {
 std::string WindowHandle::not_held() const {
   const std::lock_guard lock(mutex_);
   return ops::not_held(figures());
+}
+
+std::string WindowHandle::notes() {
+  const std::lock_guard lock(mutex_);
+  return ops::notes(
+      streamer_ != nullptr ? streamer_->memory_kinds() : closed_memory_kinds_);
 }
 
 c10::intrusive_ptr<WindowHandle> make_windows(

@@ -119,7 +119,7 @@ class WindowHandle final : public torch::CustomClassHolder {
   void release();
 
   // Releases and lets go of the storages; afterwards only release(), close(),
-  // stats() and not_held() still work. `yielded_count` as in stats().
+  // stats(), not_held() and notes() still work. `yielded_count` as in stats().
   void close(int64_t yielded_count);
 
   // See stats_of(); after the first `yielded_count` tensors of the order. After
@@ -128,6 +128,8 @@ class WindowHandle final : public torch::CustomClassHolder {
 
   // See ops::not_held().
   std::string not_held() const;
+  // See ops::notes().
+  std::string notes();
 
  private:
   uint64_t streamed_bytes(int64_t yielded_count) const;
@@ -152,6 +154,7 @@ class WindowHandle final : public torch::CustomClassHolder {
   // mapped.
   std::unique_ptr<stream::WindowStreamer> streamer_;
   stream::StreamFigures closed_figures_;
+  stream::MemoryKinds closed_memory_kinds_;
   uint64_t closed_streamed_bytes_ = 0;
   bool is_planned_ = false;
   // Whether the window entered last holds a tensor larger than the limit, to be

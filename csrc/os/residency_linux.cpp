@@ -467,7 +467,8 @@ DropResult Residency::move_out(const ByteRange& range) noexcept {
 }
 
 int Residency::page_out(const PageRun& run) noexcept {
-  return page_out_.unmap(run.range, run.is_huge);
+  return keeps_cached_ ? page_out_.unmap(run.range, run.is_huge)
+                       : PageOut::evict(run.range);
 }
 
 // Documentation/filesystems/proc.rst: the third number of statm is the pages of

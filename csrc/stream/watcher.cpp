@@ -99,11 +99,16 @@ class Watcher::Lookout {
   Lookout(
       State& state,
       os::ScanMethod scan_method,
-      const LiveRanges* own_live_ranges)
+      const LiveRanges* own_live_ranges,
+      bool keeps_cached)
       : state_(state),
         own_live_ranges_(own_live_ranges),
         lock_(state.mutex, std::defer_lock),
-        residency_(scan_method) {}
+        residency_(scan_method) {
+    if (!keeps_cached) {
+      residency_.need_not_stay_cached();
+    }
+  }
 
   void run() {
     lock_.lock();
@@ -695,14 +700,16 @@ void Watcher::watch(
     return;
   }
   try {
-    thread_ = os::start_thread(
-        [&state, method = scan_method_, own_live_ranges = own_live_ranges_] {
-          os::be_prompt();
-          try {
-            Lookout(state, method, own_live_ranges).run();
-          } catch (...) {  // no memory: no longer watched
-          }
-        });
+    thread_ = os::start_thread([&state,
+                                method = scan_method_,
+                                own_live_ranges = own_live_ranges_,
+                                keeps_cached = keeps_cached_] {
+      os::be_prompt();
+      try {
+        Lookout(state, method, own_live_ranges, keeps_cached).run();
+      } catch (...) {  // no memory: no longer watched
+      }
+    });
     owner_process_ = os::current_process_id();
   } catch (...) {
   }

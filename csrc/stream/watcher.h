@@ -79,6 +79,12 @@ class Watcher {
     own_live_ranges_ = &own;
   }
 
+  // As os::Residency's: what is evicted need not stay cached.
+  // REQUIRES: called before the first watch().
+  void need_not_stay_cached() noexcept {
+    keeps_cached_ = false;
+  }
+
   // Says which of the ranges may be resident, ascending and disjoint, whole
   // fault blocks: all together no more than the limit. Of the others, what was
   // read before may be read again. Until nothing_is_live(). `mapped_bytes`:
@@ -103,6 +109,7 @@ class Watcher {
 
   os::ScanMethod scan_method_;
   const LiveRanges* own_live_ranges_ = nullptr;
+  bool keeps_cached_ = true;
   std::unique_ptr<State> state_;
   std::thread thread_;
   int64_t owner_process_ = 0;

@@ -6,6 +6,8 @@
 #include <span>
 #include <utility>
 
+#include "os/backing_file.h"
+#include "os/file_system.h"
 #include "os/page_cache.h"
 
 namespace ckpt_streamer::stream {
@@ -189,6 +191,7 @@ WindowStreamer::WindowStreamer(
   if (bounds.drop_page_cache) {
     cache_dropper_.emplace();
     residency_.need_not_stay_cached();
+    watcher_.need_not_stay_cached();
   }
   figures_.memory_limit_bytes = bounds.memory_limit_bytes;
 }
@@ -841,6 +844,34 @@ StreamFigures WindowStreamer::figures() const noexcept {
         std::max(figures.undropped_bytes, watched.undropped_bytes);
   }
   return figures;
+}
+
+const MemoryKinds& WindowStreamer::memory_kinds() {
+  if (memory_kinds_.has_value()) {
+    return *memory_kinds_;
+  }
+  MemoryKinds found;
+  found.unmapped_bytes = unmapped_bytes();
+  for (const ByteRange& mapping : owned_mappings_) {
+    const auto file = os::BackingFile::behind(mapping.begin);
+    if (file == nullptr) {
+      continue;
+    }
+    switch (os::file_system_of(file->descriptor())) {
+      case os::FileSystem::kDisk:
+        break;
+      case os::FileSystem::kMemory:
+        found.memory_bytes += mapping.size_bytes();
+        break;
+      case os::FileSystem::kHugePages:
+        found.huge_page_bytes += mapping.size_bytes();
+        break;
+      case os::FileSystem::kRemote:
+        found.remote_bytes += mapping.size_bytes();
+        break;
+    }
+  }
+  return memory_kinds_.emplace(found);
 }
 
 uint64_t WindowStreamer::written_bytes() noexcept {

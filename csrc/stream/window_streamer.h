@@ -76,6 +76,16 @@ struct StreamFigures {
   uint64_t unreachable_bytes = 0;
 };
 
+// What of a stream is not simply a disk's pages: bytes of its tensors in other
+// memory, and of its mappings by the file systems that they are of
+// (os::FileSystem).
+struct MemoryKinds {
+  uint64_t unmapped_bytes = 0;
+  uint64_t memory_bytes = 0;
+  uint64_t huge_page_bytes = 0;
+  uint64_t remote_bytes = 0;
+};
+
 [[nodiscard]] inline os::OtherWriters always_possible() noexcept {
   return os::OtherWriters::kPossible;
 }
@@ -232,6 +242,10 @@ class WindowStreamer {
 
   [[nodiscard]] StreamFigures figures() const noexcept;
 
+  // Looked up once. Cost: O(spans), and some system calls for each mapping.
+  // THROWS: std::bad_alloc.
+  [[nodiscard]] const MemoryKinds& memory_kinds();
+
   // Checks I1 and I3 against the state; for tests.
   [[nodiscard]] bool invariants_hold() const;
 
@@ -311,7 +325,8 @@ class WindowStreamer {
   // If the kernel's copy is to go as well.
   std::optional<CacheDropper> cache_dropper_;
   std::vector<ByteRange> asked_ahead_;  // last, for that
-  StreamFigures figures_;               // but for what the watcher did
+  std::optional<MemoryKinds> memory_kinds_;
+  StreamFigures figures_;  // but for what the watcher did
   // Asking it for its figures may find that a fork left it behind.
   mutable Watcher watcher_;
 };

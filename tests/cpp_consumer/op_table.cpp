@@ -171,14 +171,17 @@ void print_rows(
     const MemoryBudget budget(8388608);
     Stream first = within(path, budget);
     Stream second = within(path, budget);
-    return first.next().name + second.next().name + " " +
-           text(budget.bytes_held());
+    const std::string names = first.next().name + second.next().name;
+    const std::string held = text(budget.bytes_held());
+    return names + " " + held + " " + text(first.has_next()) +
+           text(second.has_next());
   });
   row("open budget without room", [&] {
     const MemoryBudget budget(4194304);
     Stream first = within(path, budget);
     Stream second = within(path, budget);
-    return first.next().name + second.next().name;
+    const std::string name = first.next().name;
+    return name + second.next().name;
   });
   row("open drop_page_cache", [&] {
     Stream stream = ckpt_streamer::open(
@@ -315,6 +318,8 @@ void print_rows(
     (void)rest_of(stream);
     return "'" + stream.stats().not_held + "'";
   });
+  row("notes",
+      [&] { return "'" + ckpt_streamer::stream(given).stats().notes + "'"; });
 }
 
 }  // namespace

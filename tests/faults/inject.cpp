@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -244,6 +245,12 @@ void* mremap(void* at, size_t size, size_t new_size, int flags, ...) {
   va_end(arguments);
   FAIL_IF(act(CALLER, "mremap", -1) == Action::kFail, MAP_FAILED)
   return next(at, size, new_size, flags, place);
+}
+
+int fstatfs(int descriptor, struct statfs* status) {
+  REAL(fstatfs);
+  FAIL_IF(act(CALLER, "fstatfs", -1) == Action::kFail, -1)
+  return next(descriptor, status);
 }
 
 int madvise(void* at, size_t size, int advice) {

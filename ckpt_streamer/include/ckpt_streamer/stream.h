@@ -155,6 +155,10 @@ struct StreamStats {
   uint64_t bytes_written = 0;
   // What could not be held within the limit, and why; empty if all was.
   std::string not_held;
+  // What else there is to know of it, in words: tensors that nothing bounds, on
+  // the heap, and file systems that are no disks, as tmpfs or NFS. Empty if
+  // there is nothing.
+  std::string notes;
 };
 
 // A stream of named tensors under a memory limit, in the order of the files.

@@ -1,7 +1,9 @@
 #include "stream/cache_dropper.h"
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
+#include <thread>
 #include <utility>
 
 #include "os/page_cache.h"
@@ -122,10 +124,21 @@ void CacheDropper::drop(std::span<const ByteRange> kept) {
 }
 
 void CacheDropper::drop_all() {
+  // What the disk was asked for just before is locked for some milliseconds.
+  constexpr int kMostTries = 8;
+  constexpr auto kBetweenTries = std::chrono::milliseconds(2);
   drop({});
-  undropped_bytes_ = 0;
-  for (const ByteRange& range : added_.extents()) {
-    undropped_bytes_ += drop_range(range, {});
+  for (int i = 0; i < kMostTries; ++i) {
+    if (i > 0) {
+      std::this_thread::sleep_for(kBetweenTries);
+    }
+    undropped_bytes_ = 0;
+    for (const ByteRange& range : added_.extents()) {
+      undropped_bytes_ += drop_range(range, {});
+    }
+    if (undropped_bytes_ == 0) {
+      return;
+    }
   }
 }
 

@@ -36,7 +36,7 @@ class CacheDropper {
   void drop(std::span<const ByteRange> kept);
 
   // The same for all that was ever added, at the end of a stream, and counts
-  // what stays.
+  // what stays; waits up to 14 ms for what is still being read.
   void drop_all();
 
   // Of what was added, the bytes that drop_all() left in the cache. Of files

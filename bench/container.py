@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -28,12 +27,12 @@ from typing import Any
 import torch
 from checkpoints import MIB, tensors_checkpoint
 from environment import write_result
+from memory_group import new_memory_group, why_none
 from pages import make_cold
 from ratios import paired_ratio
 
 from ckpt_streamer import apply_state_dict, stream
 
-HIERARCHY = Path("/sys/fs/cgroup/memory")
 TENSOR_MIB = 4
 # Each way, and what it is compared with.
 PEERS = {"stream": "plain", "apply": "plain apply"}
@@ -71,10 +70,8 @@ def run_inside(way: str, path: str, limit_mib: int, group: Path) -> None:
 
 def run_once(way: str, path: Path, limit_mib: int) -> dict[str, Any]:
     """Run one way in a new process and cgroup."""
-    group = HIERARCHY / f"ckpt_streamer_bench_{os.getpid()}"
-    group.mkdir()
     make_cold(path)
-    try:
+    with new_memory_group() as group:
         printed = subprocess.run(
             [
                 *("/bin/sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"'),
@@ -86,8 +83,6 @@ def run_once(way: str, path: Path, limit_mib: int) -> dict[str, Any]:
             capture_output=True,
             text=True,
         ).stdout
-    finally:
-        group.rmdir()
     figures: dict[str, Any] = json.loads(printed)
     return figures
 
@@ -132,6 +127,8 @@ def main() -> None:
     if arguments.inside is not None:
         run_inside(arguments.inside, arguments.path, arguments.limit, arguments.group)
         return
+    if (reason := why_none()) is not None:
+        sys.exit(reason)
     rows = [
         measure(way, arguments.size, arguments.limit, arguments.rounds) for way in PEERS
     ]

@@ -1,10 +1,8 @@
 #include "api/budget.h"
 
-#include <ATen/core/ivalue.h>
-#include <torch/custom_class.h>
-
 #include <utility>
 
+#include "api/handle_value.h"
 #include "api/op_limit.h"
 
 namespace ckpt_streamer {
@@ -45,12 +43,8 @@ c10::IValue MemoryBudget::to_ivalue() const {
 }
 
 MemoryBudget MemoryBudget::from_ivalue(const c10::IValue& handle) {
-  TORCH_CHECK_TYPE(
-      handle.isObject() &&
-          handle.type() == c10::getCustomClassType<BudgetHandle>(),
-      "expected a torch.classes.ckpt_streamer.MemoryBudget, found ",
-      handle.type()->repr_str());
-  return BudgetAccess::make(handle.toCustomClass<ops::MemoryBudget>());
+  return BudgetAccess::make(
+      handle_of_value<ops::MemoryBudget>(handle, "MemoryBudget"));
 }
 
 }  // namespace v1

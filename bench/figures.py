@@ -318,6 +318,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, help="of figures 2 and 3")
     parser.add_argument("--passes", type=int, help="in each round of figure 2")
+    parser.add_argument(
+        "--largest", type=int, metavar="MIB", help="no larger files, for want of disk"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--minutes", type=float, help="go on for no longer")
     parser.add_argument("--keep", action="store_true", help="keep the file of 16 GiB")
@@ -332,6 +335,11 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
         changes |= {"access_rounds": options.rounds, "many_rounds": options.rounds}
     if options.passes:
         changes["access_passes"] = options.passes
+    if options.largest:
+        changes["memory_mib"] = min(sizes.memory_mib, options.largest)
+        for name in ("access_mib", "many_mib"):
+            all_mib = asdict(sizes)[name]
+            changes[name] = tuple(mib for mib in all_mib if mib <= options.largest)
     return Sizes(**(asdict(sizes) | changes))
 
 

@@ -138,7 +138,7 @@ def draw_access(rows: list[dict[str, Any]], path: Path, note: str) -> Path:
                 **_marks(row),
             )
             _draw_ratio_line(ratios, of_way)
-        times.set_title(f"Iterating over 1024 tensors, {note}", fontweight="bold")
+        times.set_title(f"Iterating over 1024 tensors, {note}", fontsize=11)
         times.set_yscale("log")
         _number_log_axis(times.yaxis)
         times.set_ylabel("time (ms), with standard error")
@@ -174,7 +174,7 @@ def draw_many(rows: list[dict[str, Any]], path: Path, note: str) -> Path:
         axes[0].set_ylabel("time (s), with standard error")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        figure.suptitle(f"Many tensors of 1024 elements, {note}", x=0.01, ha="left")
+        figure.suptitle(f"Tensors of 1024 elements, {note}", x=0.01, ha="left")
         return _save(figure, path)
 
 
@@ -349,7 +349,7 @@ def draw_all(is_quick: bool) -> Iterator[Path]:
     for name, draw in {"figure-2": draw_access, "figure-3": draw_many}.items():
         result = read_result(name, is_quick)
         if result:
-            note = _note(result["environment"]["run"])
+            note = _note(name, result["environment"]["run"])
             yield draw(result["rows"], plots / f"{name}.png", note)
     for path in sorted((QUICK_RESULTS if is_quick else RESULTS).glob("peers-*.json")):
         result = read_result(path.stem, is_quick)
@@ -360,9 +360,12 @@ def draw_all(is_quick: bool) -> Iterator[Path]:
             yield draw_peers(result["rows"], plots / f"{path.stem}.png", note)
 
 
-def _note(run: dict[str, Any]) -> str:
-    kind = "quick run" if run["quick"] else "full run"
-    return f"{run['threads']} thread, limit {run['limit_mib']} MiB, {kind}"
+def _note(name: str, run: dict[str, Any]) -> str:
+    rounds = f"{run['many_rounds']} rounds"
+    if name == "figure-2":
+        rounds = f"{run['access_rounds']} rounds of {run['access_passes']} passes"
+    quick = ", quick run" if run["quick"] else ""
+    return f"limit {run['limit_mib']} MiB, {rounds}{quick}"
 
 
 def main() -> None:

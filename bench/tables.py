@@ -1,6 +1,7 @@
-"""Describes the results of peers.py and figures.py as Markdown, and what holds.
+"""Describes the results of peers.py as Markdown, and says which claims hold.
 
-Measures nothing. ``--quick`` describes those of quick runs.
+Measures nothing. ``--quick`` describes those of quick runs. ``--readme`` puts the
+shorter tables between their marks in the README.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Any
 from environment import QUICK_RESULTS, RESULTS, read_result
 
 MIB = 1024 * 1024
+README = RESULTS.parent.parent / "README.md"
+# The tables that it has, each of one limit.
+README_LIMITS_MIB = {"peers-large-warm": 64, "peers-small-warm": 64}
 Row = dict[str, Any]
 
 
@@ -25,9 +29,20 @@ def key_of(row: Row) -> tuple[Any, ...]:
     return row["way"], row["limit_mib"]
 
 
-def describe_case(result: Row) -> Iterator[str]:
-    """Give a table of one case, a line for each way, of all that was measured."""
+def describe_case(result: Row, limit_mib: int | None = None) -> Iterator[str]:
+    """Give a table of one case, a line for each way, of all that was measured.
+
+    With ``limit_mib`` only what has this limit or none, and of the floor only torch's
+    conversion.
+    """
     rows = result["rows"]
+    if limit_mib is not None:
+        rows = [
+            row
+            for row in rows
+            if row["limit_mib"] in {None, limit_mib}
+            and not ("floor" in row["way"] and "loop" in row["way"])
+        ]
     run = result["environment"]["run"]
     first = rows[0]
     state = "cold" if first["case"].endswith("-cold") else "warm"
@@ -221,6 +236,23 @@ _CLAIMS: list[tuple[str, str, Callable[[list[Row]], Iterator[Finding]]]] = [
 ]
 
 
+def write_into(path: Path, results: dict[str, Row]) -> None:
+    """Replace what is between the marks of each table in a Markdown file.
+
+    A table, and the picture that plot.py draws of all limits.
+    """
+    text = path.read_text()
+    for name, limit_mib in README_LIMITS_MIB.items():
+        begin, end = f"<!-- table {name} -->\n", f"<!-- end of {name} -->"
+        if name in results and begin in text:
+            before, _, rest = text.partition(begin)
+            _, _, after = rest.partition(end)
+            table = "\n".join(describe_case(results[name], limit_mib))
+            picture = f"![Time and memory of all ways](bench/plots/{name}.png)"
+            text = f"{before}{begin}{table}\n{picture}\n{end}{after}"
+    path.write_text(text)
+
+
 def results_in(folder: Path, is_quick: bool) -> dict[str, Row]:
     names = [path.stem for path in sorted(folder.glob("peers-*.json"))]
     found = {name: read_result(name, is_quick) for name in names}
@@ -230,8 +262,13 @@ def results_in(folder: Path, is_quick: bool) -> dict[str, Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    is_quick = parser.parse_args().quick
+    parser.add_argument("--readme", action="store_true", help="write the README's")
+    options = parser.parse_args()
+    is_quick = options.quick
     results = results_in(QUICK_RESULTS if is_quick else RESULTS, is_quick)
+    if options.readme:
+        write_into(README, results)
+        return
     for result in results.values():
         print("\n".join(describe_case(result)))
     print("\n".join(claims(results)))

@@ -239,6 +239,15 @@ def test_peers_are_measured_and_described(bench_folder: Path) -> None:
     said = "\n".join(tables.claims({"peers-small-warm": result}))
     assert "262,144 tensors, open and iterate: twice as fast as the best peer" in said
     assert "- not measured: 4 GiB, cold" in said
+    readme = bench_folder / "README.md"
+    marks = ("<!-- table peers-small-warm -->", "<!-- end of peers-small-warm -->")
+    readme.write_text(f"above\n{marks[0]}\nold\n{marks[1]}\nbelow\n")
+    for _ in range(2):  # the second time it finds its marks again
+        tables.write_into(readme, {"peers-small-warm": result})
+    written = readme.read_text().splitlines()
+    assert (written[:2], written[-2:]) == (["above", marks[0]], [marks[1], "below"])
+    assert "old" not in written
+    assert written[-3].endswith("(bench/plots/peers-small-warm.png)")
     picture = plot.draw_peers(rows, bench_folder / "peers.png", "warm")
     assert picture.read_bytes().startswith(b"\x89PNG")
 

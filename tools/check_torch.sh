@@ -18,8 +18,11 @@ mkdir -p "$work"
 
 if [ ! -e "$environment/.made" ]; then
   make_environment "$environment" "$python" "$torch"
-  install_test_tools "$environment"
   touch "$environment/.made"
+fi
+if [ requirements-dev.txt -nt "$environment/.tools" ]; then
+  install_test_tools "$environment"
+  touch "$environment/.tools"
 fi
 
 make_sdist "$work/sdist" "$python"

@@ -217,6 +217,13 @@ def test_only_the_interface_is_exported() -> None:
             )
         ),
         *(
+            f"ckpt_streamer::v1::MemoryBudget::{name}"
+            for name in (
+                *("MemoryBudget", "~MemoryBudget", "operator="),
+                *("limit_bytes", "bytes_held", "to_ivalue", "from_ivalue"),
+            )
+        ),
+        *(
             f"ckpt_streamer::v1::CheckpointWriter::{name}"
             for name in (
                 *("CheckpointWriter", "~CheckpointWriter", "operator=", "write"),

@@ -30,6 +30,7 @@ from ckpt_streamer import apply_state_dict
 
 MIB = 1024 * 1024
 LIMIT_MIB = 64
+LARGE_LIMITS_MIB = (64, 1024)  # the latter is the default
 
 
 @dataclass(frozen=True)
@@ -81,24 +82,24 @@ def large_cases(size_mib: int) -> list[Case]:
     # map its file, and PyTorch's way must not see that.
     ours, plain = load(path), load(path)
 
-    def load_here() -> None:
-        apply_state_dict(model, ours, memory_limit_mb=LIMIT_MIB)
-
     def load_unmapped() -> None:
         model.load_state_dict(torch.load(path, map_location="cpu"))
 
     return [
-        Case(
-            title,
-            "load_state_dict, mapped",
-            1.02,
-            model,
-            path,
-            load_here,
-            lambda: model.load_state_dict(plain),
+        *(
+            Case(
+                f"{title}, limit {limit_mib}",
+                "load_state_dict, mapped",
+                1.02,
+                model,
+                path,
+                partial(apply_state_dict, model, ours, memory_limit_mb=limit_mib),
+                lambda: model.load_state_dict(plain),
+            )
+            for limit_mib in LARGE_LIMITS_MIB
         ),
         Case(
-            title,
+            f"{title}, limit {LIMIT_MIB}",
             "torch.load(mmap=False) and it",
             0.5,
             model,

@@ -14,7 +14,6 @@ not done by then goes on when the same command is given again.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import original
 import torch
 from checkpoints import (
     MIB,
@@ -303,12 +303,7 @@ FIGURES: dict[str, Figure] = {
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--original",
-        type=Path,
-        metavar="PATH",
-        help="a checkout of the original project, to be measured in the same way",
-    )
+    original.add_option(parser)
     parser.add_argument(
         "--figure",
         action="append",
@@ -347,7 +342,7 @@ def main() -> int:
     options = arguments()
     ways = [PLAIN, "stream", "open", "fused"]
     if options.original:
-        os.environ["CKPT_STREAMER_ORIGINAL"] = str(options.original.resolve())
+        original.tell_children(options.original)
         ways.insert(1, "original")
     sizes = sizes_of(options)
     run = {"quick": options.quick, **asdict(sizes)}

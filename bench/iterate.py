@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from checkpoints import tensors_checkpoint
 from environment import write_result
+from original import add_option
 from pages import warm
 from ratios import paired_ratio
 
@@ -123,12 +124,7 @@ def print_row(row: dict[str, Any]) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--original",
-        type=Path,
-        metavar="PATH",
-        help="a checkout of the original project, to be timed in the same way",
-    )
+    add_option(parser)
     parser.add_argument("--pairs", type=int, default=11, help="timed pairs a case")
     parser.add_argument(
         "--quick",

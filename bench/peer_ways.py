@@ -23,6 +23,7 @@ from checkpoints import (
     tensorizer_checkpoint,
     tensors_checkpoint,
 )
+from original import told_checkout
 
 BFLOAT16 = torch.bfloat16
 
@@ -177,7 +178,7 @@ class Original(OursStream):
     is_ours = False
 
     def __init__(self) -> None:
-        checkout = os.environ.get("CKPT_STREAMER_ORIGINAL")
+        checkout = told_checkout()
         if not checkout:
             raise ModuleNotFoundError("no checkout of it was given by --original")
         assert "ckpt_streamer" not in sys.modules
@@ -203,7 +204,19 @@ class TorchLoad(Way):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-class SafeOpen(Way):
+class OpenedFile(Way):
+    """Gives one tensor after the other: ``open`` returns a file and its names."""
+
+    def iterate(self, opened: Any) -> None:
+        file, names = opened
+        for name in names:
+            file.get_tensor(name).to(BFLOAT16)
+
+    def close(self, opened: Any) -> None:
+        opened[0].__exit__(None, None, None)
+
+
+class SafeOpen(OpenedFile):
     title = "safe_open, get_tensor, .to()"
     file_format = "safetensors"
     package = "safetensors"
@@ -216,14 +229,6 @@ class SafeOpen(Way):
         options = {"backend": self.backend} if self.backend else {}
         file = self._safe_open(path, framework="pt", **options)
         return file.__enter__(), file.offset_keys()
-
-    def iterate(self, opened: Any) -> None:
-        file, names = opened
-        for name in names:
-            file.get_tensor(name).to(BFLOAT16)
-
-    def close(self, opened: Any) -> None:
-        opened[0].__exit__(None, None, None)
 
 
 class SafeOpenRead(SafeOpen):
@@ -243,7 +248,7 @@ class LoadFile(Way):
         return self._load_file(path)
 
 
-class FastSafetensors(Way):
+class FastSafetensors(OpenedFile):
     title = "fastsafetensors fastsafe_open, .to()"
     file_format = "safetensors"
     package = "fastsafetensors"
@@ -254,14 +259,6 @@ class FastSafetensors(Way):
     def open(self, path: Path, limit_mib: int | None) -> Any:  # noqa: ARG002
         file = self._open(str(path), device="cpu", nogds=True)
         return file, file.keys()
-
-    def iterate(self, opened: Any) -> None:
-        file, names = opened
-        for name in names:
-            file.get_tensor(name).to(BFLOAT16)
-
-    def close(self, opened: Any) -> None:
-        opened[0].__exit__(None, None, None)
 
 
 class FastSafetensorsBatches(Way):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+import original
 from checkpoints import CACHE, MIB, remove_checkpoints
 from environment import write_result
 from floor import FLOORS, Floor
@@ -414,12 +414,7 @@ def measure_case(
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--original",
-        type=Path,
-        metavar="PATH",
-        help="a checkout of the original project, to be measured in the same way",
-    )
+    original.add_option(parser)
     parser.add_argument(
         "--case",
         action="append",
@@ -445,7 +440,7 @@ def main() -> int:
     options = arguments()
     if options.original:
         # Told to the children, of which one puts it in front of the installed one.
-        os.environ["CKPT_STREAMER_ORIGINAL"] = str(options.original.resolve())
+        original.tell_children(options.original)
     deadline = deadline_in(options.minutes)
     with Workers(options.threads) as workers:
         for case in QUICK_CASES if options.quick else CASES:

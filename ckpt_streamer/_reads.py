@@ -48,6 +48,8 @@ class EvictingReads:
         self._check_source = check_source
         self._bounds = bounds
         self._memory_limit_bytes = bounds.memory_limit_bytes
+        # Of a tensor that is read at once: it may begin in mid-page.
+        self._most_bytes = bounds.memory_limit_bytes - PAGESIZE
         self._handle = _ops.windows(
             bounds.memory_limit_bytes, bounds.drop_page_cache, None
         )
@@ -59,7 +61,10 @@ class EvictingReads:
         self._window_ends: list[int] = self._handle.window_ends().tolist()
         self.unmapped_bytes = self._handle.unmapped_bytes()
         """Of tensors that are no pages of a mapped file: nothing bounds them."""
-        self.fits = len(self._window_ends) <= 1 and not any(map(self.exceeds, tensors))
+        self.fits = len(self._window_ends) <= 1 and (
+            self._handle.covered_bytes() <= self._most_bytes
+            or not any(map(self.exceeds, tensors))
+        )
         """Whether all tensors together keep the limit."""
 
     def __enter__(self) -> Self:
@@ -90,7 +95,7 @@ class EvictingReads:
         return (
             type(tensor) in PLAIN_TENSORS
             and tensor.layout is torch.strided
-            and tensor.nbytes > self._memory_limit_bytes - PAGESIZE
+            and tensor.nbytes > self._most_bytes
         )
 
     def copy(self, destination: Tensor, source: Tensor) -> None:

@@ -266,6 +266,13 @@ int64_t WindowHandle::unmapped_bytes() const {
   return static_cast<int64_t>(streamer_->unmapped_bytes());
 }
 
+int64_t WindowHandle::covered_bytes() const {
+  const std::lock_guard lock(mutex_);
+  check_open();
+  return static_cast<int64_t>(
+      streamer_->covered_bytes(streamer_->span_count()));
+}
+
 void WindowHandle::release() {
   const std::lock_guard lock(mutex_);
   if (streamer_ != nullptr) {

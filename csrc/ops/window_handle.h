@@ -111,6 +111,9 @@ class WindowHandle final : public torch::CustomClassHolder {
   // bounded. Shared ones once.
   int64_t unmapped_bytes() const;
 
+  // Bytes that all tensors cover, shared ones once, wherever they are.
+  int64_t covered_bytes() const;
+
   // THROWS: c10::ValueError when a file of the checkpoint has shrunk or was
   // written to since it was opened.
   void check_unchanged() const;

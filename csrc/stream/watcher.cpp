@@ -200,7 +200,8 @@ class Watcher::Lookout {
     }
     const uint64_t live_bytes =
         mapped_bytes - std::min(mapped_bytes, mapped_before_live_);
-    return now >= evicts_until_ && live_bytes < wakes_at_bytes_;
+    room_bytes_ = wakes_at_bytes_ - std::min(wakes_at_bytes_, live_bytes);
+    return now >= evicts_until_ && room_bytes_ > 0;
   }
 
   // After a look: whether nothing but the live window is resident.
@@ -602,19 +603,24 @@ class Watcher::Lookout {
     error_number_ = error_number_ == 0 ? error_number : error_number_;
   }
 
+  // By the fastest reader.
+  static nanoseconds time_to_read(uint64_t size_bytes) {
+    return nanoseconds(
+        static_cast<int64_t>(
+            static_cast<double>(size_bytes) / kFastestBytesPerMicrosecond *
+            1000));
+  }
+
   nanoseconds time_to_next_look() const {
     const uint64_t limit_bytes = state_.limit_bytes;
     const bool is_dormant =
         state_.is_rest_quiet && Clock::now() >= evicts_until_;
     if (is_dormant) {
-      return kRest;  // a look at a number, which is all that most streams need
+      // For a look at a number, which is all that most streams need.
+      return std::max<nanoseconds>(time_to_read(room_bytes_), kRest);
     }
-    const uint64_t room_bytes =
-        limit_bytes - std::min(limit_bytes, resident_bytes_);
-    const nanoseconds until_full(
-        static_cast<int64_t>(
-            static_cast<double>(room_bytes) / kFastestBytesPerMicrosecond *
-            1000));
+    const nanoseconds until_full =
+        time_to_read(limit_bytes - std::min(limit_bytes, resident_bytes_));
     const auto idle_time = last_look_ - last_activity_;
     if (idle_time > kRestAfter) {
       return std::max<nanoseconds>(until_full / 2, kRest);
@@ -644,6 +650,7 @@ class Watcher::Lookout {
   uint64_t live_generation_ = 0;
   uint64_t mapped_before_live_ = 0;
   uint64_t wakes_at_bytes_ = 0;  // as many on top of that
+  uint64_t room_bytes_ = 0;      // until then
   Clock::time_point evicts_until_{};
   bool was_written_to_ = false;  // ever
   Clock::time_point last_look_begun_;

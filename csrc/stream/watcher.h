@@ -88,8 +88,9 @@ class Watcher {
   // Says which of the ranges may be resident, ascending and disjoint, whole
   // fault blocks: all together no more than the limit. Of the others, what was
   // read before may be read again. Until nothing_is_live(). `mapped_bytes`:
-  // what os::Residency says the process had mapped before any of it was.
-  // REQUIRES: is_watching(), no Pause lives.
+  // what os::Residency says the process had mapped before any of it was. Said
+  // before watch(), it spares that the first look.
+  // REQUIRES: no Pause lives.
   void set_live(std::vector<ByteRange> live, uint64_t mapped_bytes) noexcept;
   void nothing_is_live() noexcept;
 

@@ -666,14 +666,14 @@ void WindowStreamer::admit_part(size_t index, const ByteRange& part) {
 }
 
 void WindowStreamer::watch_kept() {
-  if (!watcher_.is_watching()) {
-    if (figures_.windows_entered < 2 ||
-        all_extents_bytes_ <= rules_.memory_limit_bytes) {
-      return;
-    }
+  if (watcher_.is_watching()) {
+    tell_what_is_live();
+  } else if (
+      figures_.windows_entered >= 2 &&
+      all_extents_bytes_ > rules_.memory_limit_bytes) {
+    tell_what_is_live();
     watcher_.watch(all_extents_, rules_.memory_limit_bytes);
   }
-  tell_what_is_live();
 }
 
 void WindowStreamer::tell_what_is_live() {

@@ -267,7 +267,6 @@ class WindowStreamer {
   // The ranges without what is live elsewhere only.
   [[nodiscard]] std::vector<ByteRange> own_parts(
       std::span<const ByteRange> ranges) const;
-  // REQUIRES: the watcher is watching.
   void tell_what_is_live();
   // Keeps faults at both edges of a live extent from mapping what is outside.
   void pin_edges(const ByteRange& extent);

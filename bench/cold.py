@@ -49,7 +49,7 @@ def tensors_of(way: str, path: Path, limit_mib: int) -> Iterator[torch.Tensor]:
 
 def read_once(way: str, path: Path, limit_mib: int) -> None:
     if way == "disk":
-        read_through(path)
+        read_through(path, 8 * MIB)
         return
     for tensor in tensors_of(way, path, limit_mib):
         tensor.sum()

@@ -14,7 +14,7 @@ _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _LIBC.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22  # linux/mman.h
-_READ_BYTES = 8 * 1024 * 1024
+_READ_BYTES = 128 * 1024  # as cat
 
 
 def resident_bytes(path: Path) -> int:
@@ -125,9 +125,13 @@ def make_cold(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_through(path: Path) -> None:
-    """Read a file from front to end, 8 MiB at a time."""
+def read_through(path: Path, read_bytes: int = _READ_BYTES) -> None:
+    """Read a file from front to end, so many bytes at a time.
+
+    Of a file that was not cached, larger reads leave a larger part, at its
+    beginning, in small folios.
+    """
     with path.open("rb", buffering=0) as file:
-        buffer = bytearray(_READ_BYTES)
+        buffer = bytearray(read_bytes)
         while file.readinto(buffer):
             pass

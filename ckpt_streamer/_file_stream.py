@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import repeat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -40,18 +41,25 @@ class FileState(State):
         )
         super().__init__(handle, len(slots))
         self._slots = slots
-        self._is_converting = dtype is not None
+        self._dtype = dtype
 
     def lots(self, window: int, begin: int, end: int) -> Iterator[Iterator[Any]]:
         while begin < end and not self.is_closed:
             if self.was_released:
                 self.enter(window)  # a conversion reads before it is asked for
             lot_end = min(begin + _LOT, end)
-            if self._is_converting:
-                tensors = self._slots.converted(begin, lot_end, self.handle)
+            if self._dtype is not None:
+                tensors, is_left = self._slots.converted(begin, lot_end, self.handle)
                 lot_end = begin + len(tensors)
                 beside = self._beside(begin, lot_end)
-                yield self.put_out_owned(lot_end, tensors, *beside)
+                if is_left:
+                    # No method of this: see State.
+                    finish = partial(_converted_row, self._dtype)
+                    yield self.put_out_unfinished(
+                        lot_end, tensors, is_left, *beside, finish=finish
+                    )
+                else:
+                    yield self.put_out_owned(lot_end, tensors, *beside)
             else:
                 tensors = self._slots.tensors(begin, lot_end)
                 beside = self._beside(begin, lot_end)
@@ -61,6 +69,11 @@ class FileState(State):
     @abstractmethod
     def _beside(self, begin: int, end: int) -> tuple[list[Any] | repeat[Any], ...]:
         """What comes in front of each tensor."""
+
+
+def _converted_row(dtype: torch.dtype, is_left: bool, *row: Any) -> tuple[Any, ...]:
+    """Convert the tensor of a row, if that was left to do."""
+    return (*row[:-1], row[-1].to(dtype)) if is_left else row
 
 
 class Figures:

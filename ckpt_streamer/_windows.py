@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, count, repeat, starmap
 from operator import length_hint
 from threading import Lock
@@ -50,6 +50,8 @@ class State(ABC):
         self._lists: tuple[list[Any], ...] = ()
         self._rest: Iterator[Any] | _Taken = iter(())
         self._items: Iterator[Any] = iter(())
+        # What makes an item of what is held, None for nothing to do.
+        self._finish: Callable[..., Any] | None = None
 
     @property
     def yielded_count(self) -> int:
@@ -76,6 +78,18 @@ class State(ABC):
         rest = self._rest = iter(tensors)
         return self._put_out(end, tensors, rest, beside)
 
+    def put_out_unfinished(
+        self,
+        end: int,
+        tensors: list[Tensor],
+        *beside: list[Any] | repeat[Any],
+        finish: Callable[..., Any],
+    ) -> Iterator[Any]:
+        """Do what :meth:`put_out_owned` does, and make each item by a call."""
+        self.put_out_owned(end, tensors, *beside)
+        self._finish = finish
+        return self._finished()
+
     def put_out_owned(
         self, end: int, tensors: list[Tensor], *beside: list[Any] | repeat[Any]
     ) -> Iterator[Any]:
@@ -93,12 +107,16 @@ class State(ABC):
         beside: tuple[list[Any] | repeat[Any], ...],
     ) -> Iterator[Any]:
         self._lot_end = end
+        self._finish = None
         self._lists = (
             *(each for each in beside if isinstance(each, list)),
             tensors,
         )
         self._items = zip(*beside, rest, strict=False)
         return self._items
+
+    def _finished(self) -> Iterator[Any]:
+        return starmap(self._finish, self._items) if self._finish else self._items
 
     def check_unchanged(self) -> None:
         """Raise a ValueError if what was streamed has been written to meanwhile."""
@@ -115,7 +133,7 @@ class State(ABC):
 
     def take_rest(self) -> Iterator[Any] | None:
         """Iterate over what was held back, if anything was."""
-        return self._items if length_hint(self._rest) else None
+        return self._finished() if length_hint(self._rest) else None
 
     def stats(self) -> StreamStats:
         """See TensorStream.stats()."""

@@ -84,6 +84,74 @@ def test_what_is_ahead_is_within_the_limit_and_goes_as_it_is_taken(path: Path) -
     assert alive() is None
 
 
+def large_and_small(path: Path) -> dict[str, Tensor]:
+    large = torch.arange(MIB // 2, dtype=torch.float32)
+    tied = large + 1
+    tensors = {
+        "large": large,
+        "small": torch.ones(5),
+        "integers": torch.arange(MIB // 4),
+        "tied": tied,
+        "tied_again": tied,
+        "parameter": torch.nn.Parameter(large + 2),
+        "transposed": (large + 3).view(2, -1).t(),
+        "double": large.double(),
+        "last": large + 4,
+    }
+    saved(path, tensors)
+    return tensors
+
+
+@pytest.mark.parametrize("released_at", range(10))
+def test_large_tensors_are_converted_one_by_one_as_all_are(
+    path: Path, released_at: int
+) -> None:
+    tensors = large_and_small(path)
+    items = stream(path, dtype=BF16)
+    seen = {}
+    for i, (_, key, val) in enumerate(items):
+        seen[key] = val
+        source = tensors[key]
+        is_converted = source.is_floating_point()
+        assert val.dtype == (BF16 if is_converted else source.dtype)
+        assert torch.equal(val, source.detach().to(val.dtype))
+        assert val.requires_grad == source.requires_grad
+        assert val.is_leaf
+        assert val.stride() == source.stride()
+        assert items.stats().tensors_yielded == i + 1
+        if i == released_at:
+            items.release()
+            assert resident_of(path).clean_bytes == 0
+    assert set(seen) == set(tensors)
+    assert storage(seen["tied"]) == storage(seen["tied_again"])
+    assert resident_of(path).clean_bytes == 0
+
+
+def test_of_large_tensors_nothing_is_converted_ahead(path: Path) -> None:
+    saved(path, {f"w{i}": torch.full((MIB // 4,), float(i)) for i in range(16)})
+    items = stream(path, dtype=BF16)
+    for i, (_, _, val) in enumerate(items):
+        assert (val == i).all()
+        gc.collect()
+        tensors = (each for each in gc.get_objects() if type(each) is Tensor)
+        assert sum(each.dtype == BF16 for each in tensors) == 1
+
+
+def test_a_dropped_stream_of_large_tensors_needs_no_garbage_collection(
+    large_checkpoint: Path,
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        items = stream(large_checkpoint, dtype=BF16)
+        next(items)
+        assert resident_of(large_checkpoint).clean_bytes > 0
+        del items
+        assert resident_of(large_checkpoint).clean_bytes == 0
+    finally:
+        gc.enable()
+
+
 def test_what_is_kept_for_a_lot_belongs_to_the_limit(path: Path) -> None:
     saved(path, {"n": torch.arange(4 * MIB - MIB // 8), "w": torch.ones(3)})
     items = stream(path, memory_limit_mb=32, dtype=BF16)

@@ -163,12 +163,9 @@ Conversion::Conversion(std::optional<at::ScalarType> dtype) : dtype_(dtype) {
       ", expected a floating-point dtype that tensors can be converted to");
 }
 
-bool Conversion::changes(const at::Tensor& tensor) const {
-  if (!dtype_) {
-    return false;
-  }
-  const at::ScalarType dtype = tensor.scalar_type();
-  return dtype != *dtype_ && c10::isFloatingType(dtype) && dtype != kPacked;
+bool Conversion::changes(at::ScalarType source) const {
+  return dtype_.has_value() && source != *dtype_ &&
+         c10::isFloatingType(source) && source != kPacked;
 }
 
 at::Tensor Conversion::operator()(const at::Tensor& tensor, uint64_t begin) {

@@ -33,7 +33,10 @@ class Conversion final {
   // Whether the tensor is converted. Passed unchanged are those that are of the
   // dtype already, integers, bools, complex numbers, quantized tensors, and
   // float4, from which there is no conversion.
-  [[nodiscard]] bool changes(const at::Tensor& tensor) const;
+  [[nodiscard]] bool changes(const at::Tensor& tensor) const {
+    return changes(tensor.scalar_type());
+  }
+  [[nodiscard]] bool changes(at::ScalarType source) const;
 
   // The tensor itself if it passes. Else one that owns its storage, of the
   // sizes and strides that Tensor.to() gives, a leaf that requires grad if

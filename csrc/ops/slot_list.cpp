@@ -139,7 +139,7 @@ c10::List<at::Tensor> SlotList::tensors(int64_t begin, int64_t end) const {
   return result;
 }
 
-c10::List<at::Tensor> SlotList::converted(
+std::tuple<c10::List<at::Tensor>, c10::List<bool>> SlotList::converted(
     int64_t begin,
     int64_t end,
     const c10::intrusive_ptr<WindowHandle>& windows) const {

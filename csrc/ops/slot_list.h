@@ -67,8 +67,8 @@ class SlotList final : public torch::CustomClassHolder {
 
   // The tensors from `begin` on in the dtype of `windows`, which is windows()
   // of these and has entered theirs: as many as WindowHandle::converted()
-  // makes.
-  c10::List<at::Tensor> converted(
+  // makes, and which of them it leaves.
+  std::tuple<c10::List<at::Tensor>, c10::List<bool>> converted(
       int64_t begin,
       int64_t end,
       const c10::intrusive_ptr<WindowHandle>& windows) const;

@@ -33,6 +33,17 @@ uint64_t lot_bytes(
                            : 0;
 }
 
+// Of these, what a call of torch's takes to begin with no longer matters.
+bool is_left_to_caller(
+    const ContiguousElements& elements,
+    const Conversion& conversion) {
+  constexpr uint64_t kLeastBytes = uint64_t{1} << 20;
+  return !elements.requires_grad && conversion.changes(elements.dtype) &&
+         static_cast<uint64_t>(elements.count) *
+                 c10::elementSize(elements.dtype) >=
+             kLeastBytes;
+}
+
 at::Tensor int64_tensor(size_t size) {
   return at::empty({static_cast<int64_t>(size)}, at::kLong);
 }
@@ -187,7 +198,7 @@ size_t WindowHandle::admit_some(std::span<const size_t> positions) {
   return count;
 }
 
-c10::List<at::Tensor> WindowHandle::converted(
+std::tuple<c10::List<at::Tensor>, c10::List<bool>> WindowHandle::converted(
     size_t begin,
     size_t end,
     const std::function<PlacedTensor(size_t)>& tensor_at,
@@ -198,6 +209,7 @@ c10::List<at::Tensor> WindowHandle::converted(
   const uint64_t most_bytes = lot_bytes(bounds_.memory_limit_bytes, dtype_);
   uint64_t bytes = 0;
   c10::List<at::Tensor> lot;
+  c10::List<bool> is_left;
   const auto takes = [&](int64_t element_count) {
     bytes += static_cast<uint64_t>(element_count) * c10::elementSize(*dtype_);
     return bytes <= most_bytes || lot.empty();
@@ -210,6 +222,12 @@ c10::List<at::Tensor> WindowHandle::converted(
         break;
       }
       lot.push_back(conversion_.of_elements(*elements));
+      continue;
+    }
+    if (elements.has_value() && is_left_to_caller(*elements, conversion_)) {
+      is_left.resize(position - begin, false);
+      is_left.push_back(true);
+      lot.push_back(tensor_at(position).tensor);
       continue;
     }
     const auto [tensor, source_address] = tensor_at(position);
@@ -229,9 +247,12 @@ c10::List<at::Tensor> WindowHandle::converted(
         })
                          : conversion_(tensor, source_address));
   }
+  if (!is_left.empty()) {
+    is_left.resize(lot.size(), false);
+  }
   note_copies();
   warn_if_not_held();
-  return lot;
+  return {std::move(lot), std::move(is_left)};
 }
 
 at::Tensor WindowHandle::read_part(

@@ -91,8 +91,11 @@ class WindowHandle final : public torch::CustomClassHolder {
   // last, in the dtype of the constructor (see Conversion): as many as the part
   // of the limit that is kept for them takes, at least one. `elements_at`: as
   // Conversion::of_elements() takes them, of those that are tied to no other.
+  // Of these, large ones are left as they are, for whoever asks for them to
+  // convert by Tensor.to() when their turn comes: one result at a time stays in
+  // the processor's caches. With the tensors, which these are; empty for none.
   // REQUIRES: begin < end, a position in that window or behind its last.
-  c10::List<at::Tensor> converted(
+  std::tuple<c10::List<at::Tensor>, c10::List<bool>> converted(
       size_t begin,
       size_t end,
       const std::function<PlacedTensor(size_t)>& tensor_at,

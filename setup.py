@@ -39,6 +39,7 @@ SOURCES = [
     f"csrc/os/available_memory_{PLATFORM}.cpp",
     f"csrc/os/backing_file_{PLATFORM}.cpp",
     "csrc/os/file_posix.cpp",
+    "csrc/os/heap_posix.cpp",
     f"csrc/os/file_system_{PLATFORM}.cpp",
     f"csrc/os/file_time_{PLATFORM}.cpp",
     "csrc/os/mapped_file_posix.cpp",

@@ -122,10 +122,12 @@ def run_worker(**task: Any) -> Any:
 
 
 def measure_times(case: Case, program: Path, threads: int) -> list[dict[str, Any]]:
-    for path in [case.path, *case.path.parent.glob(f"{case.path.stem}-shard*")]:
+    files = [case.path, *case.path.parent.glob(f"{case.path.stem}-shard*")]
+    for path in files:
         warm(path)
     seconds = run_worker(
         path=str(case.path),
+        files=[str(path) for path in files],
         limit_mib=case.limit_mib,
         program=str(program),
         # What another way begins with is timed in its pass.

@@ -10,6 +10,7 @@
 #include "format/slot_names.h"
 #include "ops/errors.h"
 #include "ops/node_values.h"
+#include "os/heap.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -136,6 +137,7 @@ c10::List<at::Tensor> SlotList::tensors(int64_t begin, int64_t end) const {
       result.push_back(checkpoint_->tensor(slot(i).tensor_index));
     }
   });
+  os::fill_small_block_caches();
   return result;
 }
 

@@ -10,6 +10,8 @@
 #include "ops/other_writers.h"
 #include "ops/partial_reads.h"
 #include "ops/stream_stats.h"
+#include "ops/tensor_memory.h"
+#include "os/heap.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -88,6 +90,10 @@ std::tuple<std::string, at::Tensor> StreamHandle::next() {
         tensor_at(position_));
     streamer_.note_held(source_->copied_bytes());
     ++position_;
+    const at::Tensor& tensor = std::get<1>(result);
+    if (is_large(tensor.numel(), tensor.scalar_type())) {
+      os::fill_small_block_caches();
+    }
     return result;
   });
 }

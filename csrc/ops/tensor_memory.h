@@ -37,6 +37,13 @@ struct ContiguousElements {
   bool requires_grad = false;
 };
 
+// Whether a microsecond no longer shows beside what a pass over the elements
+// takes.
+[[nodiscard]] inline bool is_large(int64_t count, at::ScalarType dtype) {
+  constexpr int64_t kLeastBytes = int64_t{1} << 20;
+  return count >= kLeastBytes / static_cast<int64_t>(c10::elementSize(dtype));
+}
+
 // Reads addresses only: no element is touched, a lazily cloned storage is not
 // materialised.
 [[nodiscard]] TensorMemory memory_of(const at::Tensor& tensor);

@@ -12,6 +12,7 @@
 #include "ops/partial_reads.h"
 #include "ops/stream_stats.h"
 #include "ops/tensor_memory.h"
+#include "os/heap.h"
 
 namespace ckpt_streamer::ops {
 namespace {
@@ -33,15 +34,11 @@ uint64_t lot_bytes(
                            : 0;
 }
 
-// Of these, what a call of torch's takes to begin with no longer matters.
 bool is_left_to_caller(
     const ContiguousElements& elements,
     const Conversion& conversion) {
-  constexpr uint64_t kLeastBytes = uint64_t{1} << 20;
   return !elements.requires_grad && conversion.changes(elements.dtype) &&
-         static_cast<uint64_t>(elements.count) *
-                 c10::elementSize(elements.dtype) >=
-             kLeastBytes;
+         is_large(elements.count, elements.dtype);
 }
 
 at::Tensor int64_tensor(size_t size) {
@@ -252,6 +249,7 @@ std::tuple<c10::List<at::Tensor>, c10::List<bool>> WindowHandle::converted(
   }
   note_copies();
   warn_if_not_held();
+  os::fill_small_block_caches();
   return {std::move(lot), std::move(is_left)};
 }
 

@@ -8,6 +8,7 @@
 
 #include "os/backing_file.h"
 #include "os/file_system.h"
+#include "os/heap.h"
 #include "os/page_cache.h"
 
 namespace ckpt_streamer::stream {
@@ -519,6 +520,7 @@ void WindowStreamer::enter(size_t window) {
       pin_edges(extent);
     }
   }
+  os::fill_small_block_caches();
 }
 
 std::span<const ByteRange> WindowStreamer::spans_of_window(

@@ -71,9 +71,10 @@ class FileState(State):
         """What comes in front of each tensor."""
 
 
-def _converted_row(dtype: torch.dtype, is_left: bool, *row: Any) -> tuple[Any, ...]:
-    """Convert the tensor of a row, if that was left to do."""
-    return (*row[:-1], row[-1].to(dtype)) if is_left else row
+def _converted_row(dtype: torch.dtype, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Convert the tensor of a row, if it begins with True: that was left to do."""
+    is_left, *beside, tensor = row
+    return (*beside, tensor.to(dtype) if is_left else tensor)
 
 
 class Figures:

@@ -30,6 +30,31 @@ class _Taken:
         return len(self._values)
 
 
+class _Finished(Iterator[Any]):
+    """Takes rows from the end of a list, and makes an item of each."""
+
+    def __init__(
+        self, rows: list[tuple[Any, ...]], finish: Callable[[tuple[Any, ...]], Any]
+    ) -> None:
+        self._rows = rows
+        self.finish = finish
+
+    def __next__(self) -> Any:
+        rows = self._rows
+        if not rows:
+            raise StopIteration
+        item = self.finish(rows[-1])
+        # Neither of these two is a place where Python looks for signals.
+        del rows[-1]
+        return item
+
+    def take_rows(self) -> list[tuple[Any, ...]]:
+        """Take what is to come, in its order; this is at its end then."""
+        rows = self._rows[::-1]
+        self._rows.clear()
+        return rows
+
+
 class State(ABC):
     """What a stream and its running generator share.
 
@@ -50,8 +75,6 @@ class State(ABC):
         self._lists: tuple[list[Any], ...] = ()
         self._rest: Iterator[Any] | _Taken = iter(())
         self._items: Iterator[Any] = iter(())
-        # What makes an item of what is held, None for nothing to do.
-        self._finish: Callable[..., Any] | None = None
 
     @property
     def yielded_count(self) -> int:
@@ -83,12 +106,25 @@ class State(ABC):
         end: int,
         tensors: list[Tensor],
         *beside: list[Any] | repeat[Any],
-        finish: Callable[..., Any],
+        finish: Callable[[tuple[Any, ...]], Any],
     ) -> Iterator[Any]:
-        """Do what :meth:`put_out_owned` does, and make each item by a call."""
-        self.put_out_owned(end, tensors, *beside)
-        self._finish = finish
-        return self._finished()
+        """Do what :meth:`put_out_owned` does, but make each item by a call.
+
+        Of what is beside each tensor, and the tensor. What a call does not return
+        from, as for Ctrl-C, is to come again.
+        """
+        rows = list(zip(*beside, tensors, strict=False))
+        self._lot_end = end
+        return self._put_out_rows(rows, finish)
+
+    def _put_out_rows(
+        self, rows: list[Any], finish: Callable[[tuple[Any, ...]], Any]
+    ) -> Iterator[Any]:
+        rows.reverse()
+        self._lists = (rows,)
+        self._rest = _Taken(rows)
+        self._items = _Finished(rows, finish)
+        return self._items
 
     def put_out_owned(
         self, end: int, tensors: list[Tensor], *beside: list[Any] | repeat[Any]
@@ -107,16 +143,12 @@ class State(ABC):
         beside: tuple[list[Any] | repeat[Any], ...],
     ) -> Iterator[Any]:
         self._lot_end = end
-        self._finish = None
         self._lists = (
             *(each for each in beside if isinstance(each, list)),
             tensors,
         )
         self._items = zip(*beside, rest, strict=False)
         return self._items
-
-    def _finished(self) -> Iterator[Any]:
-        return starmap(self._finish, self._items) if self._finish else self._items
 
     def check_unchanged(self) -> None:
         """Raise a ValueError if what was streamed has been written to meanwhile."""
@@ -125,15 +157,18 @@ class State(ABC):
 
     def release(self) -> None:
         """Give back all pages; what is to come of the lot is held back."""
-        rest = list(self._items)
-        self._lists = (rest,)
-        self._rest = self._items = iter(rest)
+        if isinstance(self._items, _Finished):
+            self._put_out_rows(self._items.take_rows(), self._items.finish)
+        else:
+            rest = list(self._items)
+            self._lists = (rest,)
+            self._rest = self._items = iter(rest)
         self.was_released = True
         self.handle.release()
 
     def take_rest(self) -> Iterator[Any] | None:
         """Iterate over what was held back, if anything was."""
-        return self._finished() if length_hint(self._rest) else None
+        return self._items if length_hint(self._rest) else None
 
     def stats(self) -> StreamStats:
         """See TensorStream.stats()."""

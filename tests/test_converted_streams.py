@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import time
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ from typing import Any
 import pytest
 import torch
 from mapped_checkpoints import MIB, resident_of, resident_pages_of
+from safetensors.torch import save_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ckpt_streamer
 from ckpt_streamer import stream
@@ -125,6 +130,94 @@ def test_large_tensors_are_converted_one_by_one_as_all_are(
     assert set(seen) == set(tensors)
     assert storage(seen["tied"]) == storage(seen["tied_again"])
     assert resident_of(path).clean_bytes == 0
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_conversion_that_fails_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    tensors = {f"w{i}": torch.full((MIB // 4,), float(i)) for i in range(8)}
+    path = tmp_path / f"model.{suffix}"
+    (torch.save if suffix == "pt" else save_file)(tensors, path)
+    to = Tensor.to
+    failures: list[BaseException] = [KeyboardInterrupt(), MemoryError("no memory")]
+
+    def failing_to(tensor: Tensor, *args: Any) -> Tensor:
+        if failures and tensor[0] == 3:
+            raise failures.pop()
+        return to(tensor, *args)
+
+    monkeypatch.setattr(Tensor, "to", failing_to)
+    items = iter(ckpt_streamer.open(path, dtype=BF16))
+    for i in range(3):
+        assert next(items)[0] == f"w{i}"
+    for failure in reversed(failures.copy()):
+        with pytest.raises(type(failure)):
+            next(items)
+    assert [(name, int(val[0])) for name, val in items] == [
+        (f"w{i}", i) for i in range(3, 8)
+    ]
+
+
+class Spy(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[Any] = []
+
+    def __torch_dispatch__(
+        self, func: Any, _: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.calls.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_modes_see_nothing_of_conversions(path: Path) -> None:
+    tensors = large_and_small(path)
+    saved(path, {**tensors, "strided": torch.randn(8, 6)[:, ::2]})
+    of_handle = {}
+    with Spy() as spy:
+        seen = dict(iter(ckpt_streamer.open(path, dtype=BF16)))
+        handle = torch.ops.ckpt_streamer.open(str(path), 64 * MIB, dtype=BF16)
+        while handle.has_next():
+            name, val = handle.next()
+            of_handle[name] = val
+    assert {call.namespace for call in spy.calls} == {"ckpt_streamer"}
+    assert all(torch.equal(of_handle[name], val) for name, val in seen.items())
+    with FakeTensorMode():
+        for name, val in ckpt_streamer.open(path, dtype=BF16):
+            assert type(val) is Tensor
+            assert val.data_ptr() != 0
+            seen.pop(name)
+    assert not seen
+
+
+@pytest.mark.parametrize("channels", [4, 1024])
+def test_strides_are_those_of_to(path: Path, channels: int) -> None:
+    value = torch.randn(channels, channels, 1, 1).to(memory_format=torch.channels_last)
+    value = value.as_strided(value.shape, (channels, 1, channels, channels))
+    saved(path, {"w": value})
+    wanted = value.to(BF16)
+    assert wanted.stride() == (channels, 1, channels, channels)
+    checkpoint = ckpt_streamer.open(path, dtype=BF16)
+    handle = torch.ops.ckpt_streamer.open(str(path), 64 * MIB, dtype=BF16)
+    results = [checkpoint.tensor("w"), handle.next()[1], next(iter(checkpoint))[1]]
+    for result in results:
+        assert torch.equal(result, wanted)
+        assert result.stride() == wanted.stride()
+
+
+def test_what_is_not_converted_in_pieces_is_watched(path: Path) -> None:
+    saved(path, {"w": torch.zeros(12 * MIB, dtype=torch.float64)._neg_view()})
+    items = stream(path, memory_limit_mb=8, dtype=BF16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it may not have been held
+        _, _, val = next(items)
+        until = time.monotonic() + 10
+        while resident_of(path).clean_bytes > 8 * MIB and time.monotonic() < until:
+            time.sleep(0.01)
+        assert resident_of(path).clean_bytes <= 8 * MIB
+        items.close()
+    assert (val == 0).all()
 
 
 def test_of_large_tensors_nothing_is_converted_ahead(path: Path) -> None:

@@ -216,7 +216,8 @@ std::optional<ContiguousElements> CheckpointTensors::elements(
   const std::span<const int64_t> strides = index_.strides(record);
   int64_t count = 1;
   for (size_t dim = sizes.size(); dim-- > 0;) {
-    if (sizes[dim] != 1 && strides[dim] != count) {
+    // Also in dimensions of one element: a copy keeps its strides.
+    if (strides[dim] != count) {
       return std::nullopt;
     }
     count *= sizes[dim];

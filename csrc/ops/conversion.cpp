@@ -4,8 +4,10 @@
 #include <ATen/TensorIterator.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/copy_ops.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -29,9 +31,16 @@ at::Tensor empty_dense(
   return at::Tensor(at::detail::empty_strided_cpu(sizes, strides, dtype));
 }
 
-// Tensor.to() itself, for all that is not plain.
+// Tensor.to() itself, for all that is not plain. A mode's Python code would run
+// under our locks; where the tensor is of a Python class, its own has to.
 at::Tensor convert_any(const at::Tensor& tensor, at::ScalarType dtype) {
   const at::NoGradGuard no_grad;
+  std::optional<c10::impl::ExcludeDispatchKeyGuard> no_modes;
+  if (!tensor.key_set().has(c10::DispatchKey::Python)) {
+    no_modes.emplace(
+        c10::DispatchKeySet(
+            {c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot}));
+  }
   return tensor.to(dtype);
 }
 
@@ -56,6 +65,16 @@ void round_to_bfloat16(
       static_cast<uint16_t*>(destination.mutable_data_ptr()));
 }
 
+// As Tensor.narrow(), which modes would see.
+at::Tensor part_of(const at::Tensor& vector, int64_t begin, int64_t count) {
+  return strided_view(
+      vector.storage(),
+      vector.scalar_type(),
+      begin,
+      {count},
+      {1});
+}
+
 // What NaNs become when torch converts float32 to bfloat16 here, provided that
 // it does with all other numbers what round_to_bfloat16() does, at any place of
 // a tensor. How it rounds depends on the processor; that is tried, with every
@@ -73,8 +92,8 @@ std::optional<uint16_t> find_nan_of_torch() {
   copy(theirs, numbers);
   const uint16_t nan = rounded[0];
   const auto agree = [&](int64_t begin, int64_t count) {
-    at::Tensor part = theirs.narrow(0, 0, count);
-    copy(part, numbers.narrow(0, begin, count));
+    at::Tensor part = part_of(theirs, 0, count);
+    copy(part, part_of(numbers, begin, count));
     round_to_bfloat16(ours, bits + begin, count, nan);
     return std::memcmp(
                part.const_data_ptr(),
@@ -116,9 +135,21 @@ std::optional<uint16_t> nan_of_plain_rounding(
   return nan;
 }
 
+// Also in dimensions of one element, where is_contiguous() takes any.
+bool has_default_strides(const at::Tensor& tensor) {
+  int64_t stride = 1;
+  for (int64_t dim = tensor.dim() - 1; dim >= 0; --dim) {
+    if (tensor.stride(dim) != stride) {
+      return false;
+    }
+    stride *= std::max<int64_t>(tensor.size(dim), 1);
+  }
+  return true;
+}
+
 at::Tensor convert_dense(const at::Tensor& tensor, at::ScalarType dtype) {
   at::Tensor made =
-      tensor.is_contiguous()
+      has_default_strides(tensor)
           ? at::Tensor(at::detail::empty_cpu(tensor.sizes(), dtype))
           : empty_dense(tensor.sizes(), tensor.strides(), dtype);
   const std::optional<uint16_t> nan =
@@ -204,13 +235,14 @@ at::Tensor Conversion::of_elements(const ContiguousElements& elements) const {
   return made;
 }
 
+bool Conversion::takes_in_pieces(const at::Tensor& tensor) const {
+  return changes(tensor) && is_plain(tensor);
+}
+
 at::Tensor Conversion::in_pieces(
     const at::Tensor& tensor,
     uint64_t begin,
     stream::WindowStreamer& streamer) {
-  if (!changes(tensor) || !is_plain(tensor)) {
-    return (*this)(tensor, begin);
-  }
   at::Tensor made = find_made(tensor, begin);
   if (!made.defined()) {
     const c10::DimVector strides = strides_of_converted(tensor, *dtype_);

@@ -59,9 +59,14 @@ class Conversion final {
   [[nodiscard]] at::Tensor of_elements(
       const ContiguousElements& elements) const;
 
+  // Whether in_pieces() takes it: those that are changed, and plain. Others
+  // have to be live as a whole when they are converted.
+  [[nodiscard]] bool takes_in_pieces(const at::Tensor& tensor) const;
+
   // The same for a tensor larger than the memory limit: reads it in pieces, so
   // that the limit of `streamer` holds; nothing is live there afterwards.
-  // REQUIRES: the tensor's memory is a span of `streamer`, or a part of one.
+  // REQUIRES: takes_in_pieces(tensor), whose memory is a span of `streamer`, or
+  // a part of one.
   [[nodiscard]] at::Tensor in_pieces(
       const at::Tensor& tensor,
       uint64_t begin,

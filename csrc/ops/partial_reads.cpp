@@ -49,7 +49,7 @@ at::Tensor read_part(
   const ByteRange part_span = memory_of(part.tensor).span;
   const bool is_mapped = whole_span.begin == whole.source_address;
   const bool is_piece = part_span.size_bytes() <= streamer.piece_bytes();
-  if (is_mapped && !is_piece && conversion.changes(part.tensor)) {
+  if (is_mapped && !is_piece && conversion.takes_in_pieces(part.tensor)) {
     return conversion.in_pieces(part.tensor, part.source_address, streamer);
   }
   const stream::OwnReads own_reads;

@@ -106,16 +106,18 @@ at::Tensor StreamHandle::tensor_at(size_t position) {
     }
   }
   at::Tensor tensor = source_->tensor(position);
+  const bool in_pieces =
+      reads_in_pieces_ && conversion_.takes_in_pieces(tensor);
+  if (reads_in_pieces_ && !in_pieces) {
+    streamer_.admit(position);
+  }
   if (!conversion_.changes(tensor)) {
-    if (reads_in_pieces_) {
-      streamer_.admit(position);
-    }
     return tensor;
   }
   const uint64_t begin =
       may_be_tied_[position] ? source_->source_address(position) : 0;
-  return reads_in_pieces_ ? conversion_.in_pieces(tensor, begin, streamer_)
-                          : conversion_(tensor, begin);
+  return in_pieces ? conversion_.in_pieces(tensor, begin, streamer_)
+                   : conversion_(tensor, begin);
 }
 
 PlacedTensor StreamHandle::placed_tensor(size_t position) {

@@ -1,6 +1,9 @@
 #include "ops/window_handle.h"
 
 #include <ATen/ATen.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/jit/frontend/tracer.h>
 
 #include <algorithm>
 #include <cstring>
@@ -37,8 +40,13 @@ uint64_t lot_bytes(
 bool is_left_to_caller(
     const ContiguousElements& elements,
     const Conversion& conversion) {
+  // Of what we make, modes see nothing.
+  const bool is_anybody_watching =
+      c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+      at::impl::torch_function_mode_enabled() ||
+      torch::jit::tracer::isTracing();
   return !elements.requires_grad && conversion.changes(elements.dtype) &&
-         is_large(elements.count, elements.dtype);
+         is_large(elements.count, elements.dtype) && !is_anybody_watching;
 }
 
 at::Tensor int64_tensor(size_t size) {
@@ -228,10 +236,12 @@ std::tuple<c10::List<at::Tensor>, c10::List<bool>> WindowHandle::converted(
       continue;
     }
     const auto [tensor, source_address] = tensor_at(position);
+    const bool in_pieces =
+        reads_in_pieces_ && conversion_.takes_in_pieces(tensor);
+    if (reads_in_pieces_ && !in_pieces) {
+      with_torch_errors([&] { streamer.admit(position); });
+    }
     if (!conversion_.changes(tensor)) {
-      if (reads_in_pieces_) {
-        streamer.admit(position);
-      }
       lot.push_back(tensor);
       continue;
     }
@@ -239,10 +249,10 @@ std::tuple<c10::List<at::Tensor>, c10::List<bool>> WindowHandle::converted(
       break;
     }
     lot.push_back(
-        reads_in_pieces_ ? with_torch_errors([&] {
+        in_pieces ? with_torch_errors([&] {
           return conversion_.in_pieces(tensor, source_address, streamer);
         })
-                         : conversion_(tensor, source_address));
+                  : conversion_(tensor, source_address));
   }
   if (!is_left.empty()) {
     is_left.resize(lot.size(), false);

@@ -20,6 +20,7 @@ from ckpt_streamer._load import Converter, StateDictLoad
 from ckpt_streamer._own_memory import OwnMemory
 from ckpt_streamer._progress import Progress, ProgressFunction
 from ckpt_streamer._source import KeyMap, entries_of
+from ckpt_streamer._tree import MappingNode, SequenceNode
 
 
 def apply_state_dict(
@@ -77,6 +78,7 @@ def apply_state_dict(
             which the system can evict, and count against no limit after the return.
         memory_limit_mb: The most of the tensors' file pages to hold in physical
             memory, in MiB; None for what fits the machine, as :func:`open` chooses it.
+            For a :class:`Checkpoint`, its own limit holds as well.
         cpu_page_size: Accepted for compatibility and not used.
         root: Where in ``state_dict`` the entries are: keys joined by dots, as
             ``"state_dict"``; ``""`` for the outermost mapping of a file, whatever
@@ -96,9 +98,10 @@ def apply_state_dict(
             each tensor, or module, of the state_dict that is loaded, and at the
             end.
         drop_page_cache: Whether the limit is for the kernel's copy of the file as
-            well: see :func:`open`.
+            well: see :func:`open`. A :class:`Checkpoint`'s own holds, too.
         budget: A limit shared with streams, of which half of what is left is taken for
-            the call, ``memory_limit_mb`` at most.
+            the call, ``memory_limit_mb`` at most. A :class:`Checkpoint`'s own by
+            default; it cannot be another one.
 
     Returns:
         The missing and unexpected keys.
@@ -108,7 +111,8 @@ def apply_state_dict(
             argument of another type.
         ImportError: ``progress`` is True, and tqdm is not installed.
         ValueError: ``memory_limit_mb`` or ``cpu_page_size`` is below 1, ``budget`` has
-            no room left, two keys are renamed to one, several mappings of a file have
+            no room left, ``state_dict`` is of a :class:`Checkpoint` that has another
+            budget, two keys are renamed to one, several mappings of a file have
             the most of the model's keys, ``dtype`` is no floating-point one, or
             ``copy``, ``dtype`` or ``device`` is given without ``assign``.
         KeyError: There is no such ``root``.
@@ -128,6 +132,8 @@ def apply_state_dict(
     has_shapes = converter is None
     if copies:
         converter = OwnMemory(converter, dtype, device)
+    if isinstance(state_dict, (Checkpoint, MappingNode, SequenceNode)):
+        bounds = bounds.within(state_dict.tree.bounds)
     with bounds.taken() as taken:
         entries, metadata, check = entries_of(
             state_dict, model, taken, root, prefix, key_map

@@ -36,6 +36,14 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return paths
 
 
+def zeros() -> torch.nn.Module:
+    """A model that either is loaded into."""
+    model = torch.nn.Module()
+    for i in range(COUNT):
+        model.register_buffer(f"w{i}", torch.zeros(MIB // 4))
+    return model
+
+
 def resident(*paths: Path) -> int:
     return sum(resident_of(path).clean_bytes for path in paths)
 
@@ -275,9 +283,7 @@ def test_a_budget_without_room_says_so(paths: tuple[Path, Path]) -> None:
 
 
 def test_apply_within_a_budget(paths: tuple[Path, Path]) -> None:
-    model = torch.nn.Module()
-    for i in range(COUNT):
-        model.register_buffer(f"w{i}", torch.zeros(MIB // 4))
+    model = zeros()
     budget = MemoryBudget(LIMIT_MB)
     seen: list[int] = []
 
@@ -296,6 +302,31 @@ def test_apply_within_a_budget(paths: tuple[Path, Path]) -> None:
     assert budget.bytes_held() == 0
 
 
+@pytest.mark.parametrize("is_part", [False, True])
+def test_apply_within_a_checkpoints_own_limit_and_budget(
+    paths: tuple[Path, Path], is_part: bool
+) -> None:
+    model = zeros()
+    budget = MemoryBudget(LIMIT_MB)
+    seen: list[tuple[int, int]] = []
+
+    def note(*_: object) -> None:
+        seen.append((resident(paths[1]), budget.bytes_held()))
+
+    with ckpt_streamer.open(paths[1], 8, budget=budget) as checkpoint:
+        source = checkpoint.root if is_part else checkpoint
+        apply_state_dict(model, source, progress=note)
+        assert budget.bytes_held() == 0
+    with ckpt_streamer.open(paths[1], 8) as checkpoint:  # of no budget
+        source = checkpoint.root if is_part else checkpoint
+        apply_state_dict(model, source, progress=note, budget=budget)
+    assert float(model.get_buffer("w3")[0]) == 7
+    assert len(seen) == 2 * COUNT
+    assert all(0 < now <= held <= 8 * MIB for now, held in seen)
+    assert budget.bytes_held() == 0
+    assert resident(paths[1]) == 0
+
+
 def test_arguments(paths: tuple[Path, Path]) -> None:
     budget, other = MemoryBudget(64), MemoryBudget(64)
     with pytest.raises(ValueError, match="limit_mb is 3, expected an int >= 4"):
@@ -308,11 +339,13 @@ def test_arguments(paths: tuple[Path, Path]) -> None:
         torch.classes.ckpt_streamer.MemoryBudget(1)
     with pytest.raises(TypeError, match=r"budget is 64 \(int\), expected None or a "):
         ckpt_streamer.open(paths[0], budget=64)  # type: ignore[arg-type]
-    with (
-        ckpt_streamer.open(paths[0], budget=budget) as checkpoint,
-        pytest.raises(ValueError, match="budget is another one than the checkpoint's"),
-    ):
-        stream(checkpoint, budget=other)
+    text = "budget is another one than the checkpoint's own, expected the same or None"
+    with ckpt_streamer.open(paths[0], budget=budget) as checkpoint:
+        with pytest.raises(ValueError, match=f"^{text}$"):
+            stream(checkpoint, budget=other)
+        for source in (checkpoint, checkpoint.root):
+            with pytest.raises(ValueError, match=f"^{text}$"):
+                apply_state_dict(zeros(), source, budget=other)
     assert not isinstance(7, MemoryBudget)
 
 

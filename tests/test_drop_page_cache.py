@@ -256,11 +256,18 @@ def test_the_op_copies(tmp_path: Path) -> None:
     assert destination.equal(source)
 
 
-def test_loading_into_a_model(large_checkpoint: Path) -> None:
+@pytest.mark.parametrize("is_opened", [False, True])
+def test_loading_into_a_model(large_checkpoint: Path, is_opened: bool) -> None:
     make_cold(large_checkpoint)
     model = torch.nn.Module()
     for i in range(64):
         model.register_buffer(f"w{i}", torch.zeros(256, 1024))
-    apply_state_dict(model, large_checkpoint, memory_limit_mb=8, drop_page_cache=True)
+    if is_opened:
+        with ckpt_streamer.open(large_checkpoint, drop_page_cache=True) as checkpoint:
+            apply_state_dict(model, checkpoint, memory_limit_mb=8)
+    else:
+        apply_state_dict(
+            model, large_checkpoint, memory_limit_mb=8, drop_page_cache=True
+        )
     assert all((model.get_buffer(f"w{i}") == i).all() for i in range(64))
     assert cached_share(large_checkpoint) * large_checkpoint.stat().st_size <= 4 * MIB

@@ -19,6 +19,11 @@ namespace ckpt_streamer::os {
 // THROWS: std::system_error when the system has no further thread.
 [[nodiscard]] std::thread start_thread(std::function<void()> body);
 
+// Gives up the handle of a thread that stayed with the process this one was
+// forked from. What it names is the parent's: here, its memory may be unmapped
+// or another thread's by now, so that it can be neither joined nor detached.
+void leave_with_parent(std::thread thread) noexcept;
+
 // For data of the whole process: nobody else holds it while the process forks,
 // so that the child finds the data whole. It lives for ever.
 class ForkSafeMutex {

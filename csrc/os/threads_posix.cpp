@@ -4,6 +4,8 @@
 
 #include <array>
 #include <atomic>
+#include <cstddef>
+#include <new>
 #include <utility>
 
 #include "os/threads.h"
@@ -107,6 +109,12 @@ std::thread start_thread(std::function<void()> body) {
   }
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return thread;
+}
+
+// Never destroyed: a handle's destructor ends the process while it is joinable.
+void leave_with_parent(std::thread thread) noexcept {
+  alignas(std::thread) std::array<std::byte, sizeof(std::thread)> place;
+  ::new (place.data()) std::thread(std::move(thread));
 }
 
 TensorWrites::TensorWrites() noexcept {

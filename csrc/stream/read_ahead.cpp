@@ -79,7 +79,7 @@ void ReadAhead::forget_the_parents() noexcept {
   if (!thread_.joinable() || owner_process_ == os::current_process_id()) {
     return;
   }
-  thread_.detach();
+  os::leave_with_parent(std::move(thread_));
   auto fresh = std::make_unique<Queue>();
   fresh->prefetched_bytes = prefetched_bytes();
   (void)queue_.release();

@@ -774,7 +774,7 @@ void Watcher::forget_the_parents() noexcept {
   if (!thread_.joinable() || owner_process_ == os::current_process_id()) {
     return;
   }
-  thread_.detach();
+  os::leave_with_parent(std::move(thread_));
   auto fresh = std::make_unique<State>();
   fresh->figures = state_->figures;
   (void)state_.release();

@@ -7,8 +7,11 @@
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
+#include <system_error>
 #include <thread>
+#include <vector>
 
+#include "os/threads.h"
 #include "temporary_file.h"
 #include "test_macros.h"
 
@@ -190,6 +193,40 @@ TEST(page_tables_that_cannot_be_read_are_told) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   EXPECT_EQ(watcher.figures().drop_error, EACCES);
+}
+
+// As the C library gives a child the memory of its parent's threads for its
+// own, one of these has the handle that the parent's thread had.
+TEST(a_forked_child_leaves_its_own_threads_alone) {
+  const TemporaryFile file(kSize);
+  const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+  Watcher watcher(os::ScanMethod::kBest);
+  watcher.watch({mapping.range()}, kLimit);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::alarm(60);
+    std::atomic<bool> is_over = false;
+    std::vector<std::thread> threads(8);
+    for (std::thread& thread : threads) {
+      thread = std::thread([&] { is_over.wait(false); });
+    }
+    watcher.stop();
+    is_over = true;
+    is_over.notify_all();
+    int refused = 0;
+    for (std::thread& thread : threads) {
+      try {
+        thread.join();
+      } catch (const std::system_error&) {  // somebody detached it
+        ++refused;
+        os::leave_with_parent(std::move(thread));
+      }
+    }
+    ::_exit(refused);
+  }
+  int status = -1;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 TEST(a_forked_child_watches_for_itself) {

@@ -217,7 +217,6 @@ ThreadCensus::Answer ThreadCensus::ask(
   bool is_any_other = false;
   for (Thread& thread : threads_) {
     thread.run_count = run_count_of(thread);
-    thread.run_count = run_count_of(thread);
     thread.activity = activity_of(thread);
     if (thread.activity == Activity::kGone) {
       return Answer::kOthersNow;

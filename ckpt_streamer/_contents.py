@@ -370,40 +370,79 @@ def _values_differ(
                 largest = max(largest, distance)
     if not count:
         return None
-    return f"{count} of {element_count} differ, by {largest:.3g} at most"
+    how = f"by {largest:.3g} at most" if largest else "in their bits alone"
+    return f"{count} of {element_count} differ, {how}"
 
 
 def _same_bits(left: Tensor, right: Tensor) -> bool:
-    ones, others = (
-        each.resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
-        for each in (left, right)
-    )
+    ones, others = (_flat(each).view(torch.uint8) for each in (left, right))
     return torch.equal(ones, others)
 
 
+def _flat(tensor: Tensor) -> Tensor:
+    """Its numbers in row-major order, as they would be written."""
+    return tensor.resolve_conj().resolve_neg().contiguous().view(-1)
+
+
 def _distance(left: Tensor, right: Tensor) -> tuple[int, float]:
-    if torch.float4_e2m1fn_x2 in {left.dtype, right.dtype}:
-        ones, others = left.view(torch.uint8), right.view(torch.uint8)
-    elif left.is_complex() or right.is_complex():
-        ones, others = left.to(torch.complex128), right.to(torch.complex128)
+    """Count the elements that differ, and tell the largest distance between two.
+
+    Of one dtype they differ if their bits do: float64 is the same for many int64, and
+    zeros of either sign and all NaNs are one number.
+    """
+    left, right = _flat(left), _flat(right)
+    is_one_dtype = left.dtype == right.dtype
+    ones, others = _wide(left, right)
+    if is_one_dtype:
+        words = (
+            each.view(torch.uint8).view(-1, each.dtype.itemsize)
+            for each in (left, right)
+        )
+        differ = torch.ne(*words).any(1)
     else:
-        ones, others = left.to(torch.float64), right.to(torch.float64)
-    differ = (ones != others) & ~(ones.isnan() & others.isnan())
+        differ = (ones != others) & ~(ones.isnan() & others.isnan())
     count = int(differ.sum())
     if not count:
         return 0, 0.0
-    distance = (ones[differ] - others[differ]).abs()
-    return count, float(distance.nan_to_num(nan=float("inf")).max())
+    ones, others = ones[differ], others[differ]
+    distances = (ones - others).abs()
+    if is_one_dtype and left.dtype in {torch.int64, torch.uint64}:
+        exact = left.view(torch.int64)[differ] - right.view(torch.int64)[differ]
+        is_near = distances < 2.0**62  # there, the difference has not wrapped around
+        distances = torch.where(is_near, exact.abs().to(torch.float64), distances)
+    if not ones.is_complex():
+        distances[ones.isnan() & others.isnan()] = 0
+    return count, float(distances.nan_to_num(nan=float("inf")).max())
+
+
+def _wide(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The elements as numbers that can be told from one another."""
+    is_complex = left.is_complex() or right.is_complex()
+    dtype = torch.complex128 if is_complex else torch.float64
+    ones, others = (
+        # Two numbers in a byte, which torch cannot convert.
+        each.view(torch.uint8) if each.dtype == torch.float4_e2m1fn_x2 else each
+        for each in (left, right)
+    )
+    return ones.to(dtype), others.to(dtype)
 
 
 def _equal_whole(one: Any, other: Any) -> bool:
-    if one.is_sparse and other.is_sparse:
-        return torch.equal(one.to_dense(), other.to_dense())
     if one.is_meta:
         return bool(other.is_meta)
     if one.is_quantized:
-        return torch.equal(one.dequantize(), other.dequantize())
+        is_equal = torch.equal(one.int_repr(), other.int_repr())
+        return is_equal and not _distance(one.dequantize(), other.dequantize())[0]
     if one.is_nested:
-        pairs = zip(one.unbind(), other.unbind(), strict=True)
-        return all(torch.equal(left, right) for left, right in pairs)
-    return torch.equal(one.to_dense(), other.to_dense())
+        both = one.unbind(), other.unbind()
+        return len(both[0]) == len(both[1]) and all(
+            left.shape == right.shape and not _distance(left, right)[0]
+            for left, right in zip(*both, strict=True)
+        )
+    if (
+        one.is_sparse
+        and other.is_sparse
+        and torch.equal(one._indices(), other._indices())
+    ):  # made dense, it would lose the sign of a zero
+        return not _distance(one._values(), other._values())[0]
+    return not _distance(one.to_dense(), other.to_dense())[0]

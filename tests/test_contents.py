@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -92,3 +93,107 @@ def test_names_that_repeat(tmp_path: Path) -> None:
         health = look_at(checkpoint, lambda _: None)
     assert health.nan == {"a.b": 1}
     assert (health.tensors, health.elements) == (2, 1024 * 4096 + 3)
+
+
+def compared(
+    one: torch.Tensor, other: torch.Tensor, folder: Path
+) -> list[tuple[str, str]]:
+    torch.save({"w": one}, folder / "one.pt")
+    torch.save({"w": other}, folder / "other.pt")
+    with (
+        ckpt_streamer.open(folder / "one.pt") as first,
+        ckpt_streamer.open(folder / "other.pt") as second,
+    ):
+        assert not list(differences_of(first, first, lambda _: None))
+        found = list(differences_of(first, second, lambda _: None))
+    assert {each.name for each in found} <= {"w"}
+    return [(each.what, each.text) for each in found]
+
+
+def nan_of(payload: int) -> torch.Tensor:
+    bits = torch.tensor([0x7FC00000 + payload, 0], dtype=torch.int32)
+    return bits.view(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "text"),
+    [
+        (torch.tensor([2**53, 5]), torch.tensor([2**53 + 1, 5]), "1 of 2 differ, by 1"),
+        (
+            torch.tensor([-(2**63)]),
+            torch.tensor([2**63 - 1]),
+            "1 of 1 differ, by 1.84e",
+        ),
+        (
+            torch.tensor([2**63 + 1, 0], dtype=torch.uint64),
+            torch.tensor([2**63 - 1, 0], dtype=torch.uint64),
+            "1 of 2 differ, by 2 at most",
+        ),
+        (
+            torch.tensor([0.0, 1.0]),
+            torch.tensor([-0.0, 1.0]),
+            "1 of 2 differ, in their bits alone",
+        ),
+        (
+            torch.tensor([0.0, 1.0]),
+            torch.tensor([-0.0, 3.0]),
+            "2 of 2 differ, by 2 at most",
+        ),
+        (nan_of(0), nan_of(1), "1 of 2 differ, in their bits alone"),
+        (nan_of(0), torch.zeros(2), "1 of 2 differ, by inf at most"),
+        (
+            torch.tensor([1 + 0j, 2j], dtype=torch.complex128),
+            torch.tensor([complex(1, -0.0), 2j], dtype=torch.complex128),
+            "1 of 2 differ, in their bits alone",
+        ),
+        (
+            torch.tensor([True, False]),
+            torch.tensor([True, True]),
+            "1 of 2 differ, by 1",
+        ),
+    ],
+)
+def test_what_differs_in_one_bit_is_different(
+    one: torch.Tensor, other: torch.Tensor, text: str, tmp_path: Path
+) -> None:
+    [(what, found)] = compared(one, other, tmp_path)
+    assert what == "values"
+    assert found.startswith(text)
+
+
+def test_numbers_of_two_dtypes_are_compared_as_numbers(tmp_path: Path) -> None:
+    one = torch.tensor([0.0, float("nan"), 2.0])
+    other = torch.tensor([-0.0, float("nan"), 5.0]).double()
+    assert compared(one, other, tmp_path) == [
+        ("dtype", "float32 and float64"),
+        ("values", "1 of 3 differ, by 3 at most"),
+    ]
+
+
+def sparse(*values: Any) -> torch.Tensor:
+    return torch.sparse_coo_tensor(torch.tensor([[0, 1]]), torch.tensor(values), (3,))
+
+
+def quantized(*values: int) -> torch.Tensor:
+    ints = torch.tensor(values, dtype=torch.int32)
+    return torch._make_per_tensor_quantized_tensor(ints, 1.0, 0)
+
+
+def nested(*sizes: int, value: float = 0.0) -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.full((size,), value) for size in sizes])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_kinds_are_compared_bit_by_bit(tmp_path: Path) -> None:
+    nan = float("nan")
+    for one, other in (
+        (sparse(1.0, 0.0), sparse(1.0, -0.0)),
+        (sparse(2**53, 0), sparse(2**53 + 1, 0)),
+        (quantized(2**24), quantized(2**24 + 1)),
+        (nested(2, 3), nested(2, 3, value=-0.0)),
+        (nested(2, 3), nested(2, 3, 1)),
+        (nested(2, 3), nested(2, 4)),
+    ):
+        assert compared(one, other, tmp_path) == [("values", "not equal")]
+    for same in (sparse(1.0, nan), nested(2, 3, value=nan), quantized(7)):
+        assert compared(same, same.clone(), tmp_path) == []

@@ -93,6 +93,7 @@ SOURCES = [
     "csrc/plan/window.cpp",
     "csrc/stream/backing_files.cpp",
     "csrc/stream/cache_dropper.cpp",
+    "csrc/stream/huge_page_advice.cpp",
     "csrc/stream/live_ranges.cpp",
     "csrc/stream/memory_budget.cpp",
     "csrc/stream/own_reads.cpp",

@@ -168,13 +168,13 @@ WindowStreamer::WindowStreamer(
           bounds.budget == nullptr ? std::vector<ByteRange>() : spans_),
       other_threads_(std::move(other_threads)),
       owned_mappings_(keep_file_backed(spans_, scan_method)),
+      huge_page_advice_(
+          owned_mappings_,
+          rules_.pins_edges() ? os::HugePages::kAvoid : os::HugePages::kPrefer),
       limit_bytes_(bounds.memory_limit_bytes),
       residency_(scan_method),
       live_(rules_),
       watcher_(scan_method) {
-  os::advise_huge_pages(
-      owned_mappings_,
-      rules_.pins_edges() ? os::HugePages::kAvoid : os::HugePages::kPrefer);
   find_all_extents();
   if (bounds.budget != nullptr) {
     if (all_extents_.empty()) {  // nothing that a budget could bound
@@ -218,6 +218,7 @@ void WindowStreamer::disown(const ByteRange& range) {
   std::erase_if(owned_mappings_, [&](const ByteRange& mapping) {
     return !intersect(mapping, range).empty();
   });
+  huge_page_advice_.disown(range);
   find_all_extents();
   if (is_watched) {
     watcher_.watch(all_extents_, rules_.memory_limit_bytes);

@@ -43,6 +43,7 @@
 #include "plan/window.h"
 #include "stream/bounds.h"
 #include "stream/cache_dropper.h"
+#include "stream/huge_page_advice.h"
 #include "stream/live_ranges.h"
 #include "stream/memory_budget.h"
 #include "stream/read_ahead.h"
@@ -307,6 +308,7 @@ class WindowStreamer {
   OtherThreads other_threads_;
   // State.
   std::vector<ByteRange> owned_mappings_;  // ascending, disjoint
+  HugePageAdvice huge_page_advice_;        // of them
   std::vector<ByteRange> all_extents_;  // of all spans, inside owned_mappings_
   uint64_t all_extents_bytes_ = 0;
   std::optional<BudgetShare> share_;  // of a budget

@@ -522,6 +522,21 @@ TEST(threads_stream_one_mapping_with_limits_of_their_own) {
   EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
 }
 
+// As one that looks tensors up beside an iteration, made and not read from.
+TEST(the_limit_holds_beside_a_stream_that_prefers_huge_pages) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  const ByteRange range = mapping.range();
+  ckpt_streamer::testing::make_cold(file.path());
+  os::advise_huge_pages({&range, 1}, os::HugePages::kPrefer);
+  mapping.touch();  // cached as huge pages, where files have them
+  const std::vector<ByteRange> spans = cut(range, 64, 300000);
+  const OtherThreads none{[] { return os::OtherWriters::kNone; }, {}};
+  WindowStreamer streamer(spans, 4 * kMiB, none);
+  const WindowStreamer beside(spans, 64 * kMiB);
+  EXPECT(peak_of(streamer, spans, mapping) <= 4 * kMiB);
+}
+
 TEST(a_streamer_goes_from_thread_to_thread) {
   const TemporaryFile file(kFileSize);
   const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);

@@ -92,11 +92,12 @@ class EvictingReads:
 
     def exceeds(self, tensor: Tensor) -> bool:
         """Whether a tensor's pages may be more than the limit: it is read in pieces."""
-        return (
-            type(tensor) in PLAIN_TENSORS
-            and tensor.layout is torch.strided
-            and tensor.nbytes > self._most_bytes
-        )
+        if type(tensor) not in PLAIN_TENSORS or tensor.layout is not torch.strided:
+            return False
+        if tensor.is_contiguous():
+            return tensor.nbytes > self._most_bytes
+        begin, end = _span(tensor)  # a column lies in all pages of its table
+        return end - begin > self._most_bytes
 
     def copy(self, destination: Tensor, source: Tensor) -> None:
         """``destination.copy_(source)``; what exceeds the limit goes in pieces."""

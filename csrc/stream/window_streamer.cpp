@@ -805,12 +805,15 @@ void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
   read_ahead_.stop();
   figures_.prefetched_bytes = read_ahead_.prefetched_bytes();
   figures_.undropped_bytes = 0;  // all of it is looked at again
+  // Before the drop, or two streams that end at once pass over what both had.
+  if (live_ranges_.has_value()) {
+    live_ranges_->set({});
+  }
   const os::DropResult result = drop(all_extents_, other_writers);
   record(result, 0);
   figures_.undropped_bytes = result.remaining_bytes;
   drop_all_cached();
   live_.clear();
-  publish_live();
   is_live_ = false;
 }
 

@@ -205,7 +205,7 @@ def _iterate_without(
     if not names:
         return iter(checkpoint)
     others = [i for i, entry in enumerate(entries) if entry.name not in names]
-    positions = torch.tensor(others, dtype=torch.int64)
+    positions = torch.tensor(others, dtype=torch.int64, device="cpu")
     return checkpoint.iterate(checkpoint.slots.at(positions))
 
 

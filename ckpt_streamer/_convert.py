@@ -214,7 +214,7 @@ def _renamed(
             )
     kept = [i for i, new in enumerate(renamed) if new is not None]
     if len(kept) < len(names):
-        slots = slots.at(torch.tensor(kept, dtype=torch.int64))
+        slots = slots.at(torch.tensor(kept, dtype=torch.int64, device="cpu"))
     return slots, [new for new in renamed if new is not None]
 
 

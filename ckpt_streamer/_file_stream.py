@@ -198,7 +198,7 @@ def selected(slots: _ops.SlotList, select: Select | None) -> _ops.SlotList:
         for i, name in enumerate(names_of(slots, begin, end))
         if select(name)
     ]
-    return slots.at(torch.tensor(positions, dtype=torch.int64))
+    return slots.at(torch.tensor(positions, dtype=torch.int64, device="cpu"))
 
 
 def lots_of(count: int) -> Iterator[tuple[int, int]]:

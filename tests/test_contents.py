@@ -61,6 +61,16 @@ def test_a_tensor_above_the_limit_is_looked_at_within_it(
     assert max(done) <= LIMIT_MIB * MIB // 2
 
 
+def test_under_another_default_device(paths: tuple[Path, Path]) -> None:
+    with (
+        torch.device("meta"),
+        ckpt_streamer.open(paths[0], LIMIT_MIB, select=["big", "small"]) as checkpoint,
+    ):
+        health = look_at(checkpoint, lambda _: None)
+    assert health.nan == health.infinite == {"big": 1}
+    assert health.elements == 1024 * 16384 + 3
+
+
 def test_two_are_compared_within_it(paths: tuple[Path, Path]) -> None:
     done: list[int] = []
     with ExitStack() as stack:

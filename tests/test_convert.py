@@ -358,6 +358,15 @@ def test_names(rename: Any, expected: list[str], suffix: str, tmp_path: Path) ->
     assert sorted(read_target(target)) == sorted(expected)
 
 
+def test_names_under_another_default_device(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1), "b": torch.ones(2)}, tmp_path / "a.pt")
+    with torch.device("meta"):
+        convert(tmp_path / "a.pt", tmp_path / "b.pt", rename={"a": None})
+    [(name, tensor)] = read_target(tmp_path / "b.pt").items()
+    assert name == "b"
+    assert torch.equal(tensor, torch.ones(2))
+
+
 def test_bad_names(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1), "b": torch.ones(2)}, tmp_path / "a.pt")
     target = tmp_path / "b.safetensors"

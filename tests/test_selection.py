@@ -57,6 +57,18 @@ def test_selecting_narrows_a_selection_down(path: Path) -> None:
     assert chosen == ["b.0.weight", "b.1.weight"]
 
 
+def test_the_default_device_is_the_callers(path: Path) -> None:
+    with torch.device("meta"):
+        checkpoint = ckpt_streamer.open(path, select=lambda name: "bias" in name)
+        assert [(name, int(tensor)) for name, tensor in checkpoint] == [
+            ("a.bias", 1),
+            ("b.1.bias", 4),
+        ]
+        text = "^positions are on meta, expected the CPU"
+        with pytest.raises(ValueError, match=text):
+            checkpoint.slots.at(torch.tensor([0]))
+
+
 def test_names_are_those_of_the_whole_checkpoint(path: Path) -> None:
     torch.save(
         {"a": {"w": torch.ones(1), "v": torch.ones(1)}, "w": torch.ones(1)}, path

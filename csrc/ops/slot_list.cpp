@@ -183,6 +183,11 @@ c10::intrusive_ptr<SlotList> SlotList::matching(
 }
 
 c10::intrusive_ptr<SlotList> SlotList::at(const at::Tensor& positions) const {
+  TORCH_CHECK_VALUE(
+      positions.is_cpu(),
+      "positions are on ",
+      positions.device(),
+      ", expected the CPU");
   const at::Tensor given = positions.contiguous();
   const auto* const numbers = given.const_data_ptr<int64_t>();
   std::vector<uint32_t> slots;

@@ -501,6 +501,7 @@ void WindowStreamer::enter(size_t window) {
   }
   ++figures_.windows_entered;
   begin_if_idle();
+  pieces_ = {};
   const std::span<const ByteRange> spans = spans_of_window(window);
   const auto first =
       std::find_if_not(spans.begin(), spans.end(), [](const ByteRange& span) {
@@ -709,14 +710,28 @@ void WindowStreamer::enter_piece(const ByteRange& piece) {
   if (watcher_.is_watching()) {
     tell_what_is_live();
   }
-  std::vector<ByteRange> behind;
-  for (const ByteRange& extent : all_extents_) {
-    behind.push_back(
-        intersect(extent, {piece.end, std::numeric_limits<uint64_t>::max()}));
+  note_piece(piece);
+  if (pieces_.end > 0) {
+    std::vector<ByteRange> behind;
+    for (const ByteRange& extent : all_extents_) {
+      behind.push_back(intersect(
+          extent,
+          {pieces_.end, std::numeric_limits<uint64_t>::max()}));
+    }
+    read_ahead(behind);
   }
-  read_ahead(behind);
   if (rules_.pins_edges() && !piece.empty()) {
     pin_edges(round_outward(piece, rules_.block_bytes));
+  }
+}
+
+void WindowStreamer::note_piece(const ByteRange& piece) noexcept {
+  if (piece.empty()) {
+    pieces_.begin = pieces_.end;  // the next one begins anew
+  } else if (pieces_.empty() || piece.begin <= pieces_.begin) {
+    pieces_ = piece;
+  } else {
+    pieces_.end = std::max(pieces_.end, piece.end);
   }
 }
 
@@ -814,6 +829,7 @@ void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
   figures_.undropped_bytes = result.remaining_bytes;
   drop_all_cached();
   live_.clear();
+  pieces_ = {};
   is_live_ = false;
 }
 

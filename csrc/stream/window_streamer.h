@@ -187,10 +187,9 @@ class WindowStreamer {
   // For a span larger than the limit, read in pieces one after the other: makes
   // a part of it the only thing that is live, after dropping what was. I1 holds
   // for pieces of up to piece_bytes(), wherever they begin. An empty piece:
-  // nothing is live. What is not cached of it and of what the spans have behind
-  // it is read ahead.
-  // REQUIRES: the piece lies in a span.
-  // THROWS: as enter().
+  // nothing is live. What is not cached of it, and of what the spans have
+  // behind all pieces so far, is read ahead. REQUIRES: the piece lies in a
+  // span. THROWS: as enter().
   void enter_piece(const ByteRange& piece);
   // Of a budget, takes a share if the stream has none. THROWS: as enter().
   [[nodiscard]] uint64_t piece_bytes();
@@ -288,6 +287,7 @@ class WindowStreamer {
   // Reads ahead what is live, then as much as is allowed of the ranges: what
   // the stream goes on with, by addresses inside all_extents_.
   void read_ahead(std::span<const ByteRange> next) noexcept;
+  void note_piece(const ByteRange& piece) noexcept;
   // Of what is live and what comes next, in the order in which it is read.
   [[nodiscard]] std::vector<ByteRange> ranges_to_read(
       std::span<const ByteRange> next) const;
@@ -318,6 +318,9 @@ class WindowStreamer {
   std::optional<LiveRanges> live_ranges_;  // if anything is mapped
   os::Residency residency_;
   plan::Window live_;
+  // Around the pieces since the last empty one, or where those before it ended:
+  // some of a copy's pieces are read twice.
+  ByteRange pieces_;
   bool is_live_ = false;
   bool was_live_ = false;  // ever
   uint64_t held_bytes_ = 0;

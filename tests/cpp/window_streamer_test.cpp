@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "os/page_cache.h"
 #include "temporary_file.h"
 #include "test_macros.h"
 
@@ -103,6 +104,13 @@ bool comes_to_hold(const TestMapping& mapping, uint64_t limit_bytes) {
   return false;
 }
 
+bool comes_to_be_cached(uint64_t address) {
+  for (int i = 0; i < 10000 && !os::is_cached(address); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  return os::is_cached(address);
+}
+
 TEST(what_is_read_again_of_earlier_windows_is_given_back) {
   const TemporaryFile file(kFileSize);
   for (const uint64_t limit : {4 * kMiB, 8 * kMiB, 32 * kMiB}) {
@@ -174,6 +182,37 @@ TEST(pieces_of_a_tensor_above_the_limit_hold_it) {
     EXPECT(streamer.figures().evicted_bytes >= span.size_bytes());
     streamer.enter(0);
     EXPECT(streamer.is_over_limit());
+  }
+}
+
+TEST(what_pieces_have_left_behind_is_not_read_ahead) {
+  const TemporaryFile file(kFileSize);
+  for (const bool drops_page_cache : {false, true}) {
+    const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+    const uint64_t begin = mapping.range().begin;
+    const ByteRange large = {begin + 16 * kMiB, begin + 48 * kMiB};
+    WindowStreamer streamer(
+        {{begin, large.begin}, large, {large.end, begin + kFileSize}},
+        {20 * kMiB, drops_page_cache});
+    streamer.enter(1);
+    for (const ByteRange& piece :
+         cut({begin, large.end}, 16 * kMiB, 8 * kMiB)) {
+      streamer.enter_piece(piece);
+      touch(piece);
+    }
+    // As a copy ends: with one of them once more, then none.
+    streamer.enter_piece({large.begin + 4 * kMiB, large.begin + 8 * kMiB});
+    streamer.enter_piece({});
+    ckpt_streamer::testing::make_cold(file.path());
+    streamer.enter_piece({});
+    EXPECT(comes_to_be_cached(large.end));
+    for (uint64_t at = begin; at < large.end; at += 2 * kMiB) {
+      EXPECT(!os::is_cached(at));
+    }
+    // The next tensor begins anew, also if it lies before.
+    streamer.enter(0);
+    streamer.enter_piece({begin, begin + kMiB});
+    EXPECT(comes_to_be_cached(begin + 3 * kMiB));
   }
 }
 

@@ -262,14 +262,22 @@ def _templates(
             for name, tensor in zip(
                 names[begin:end], slots.tensors(begin, end), strict=True
             ):
-                meta = torch.empty_strided(
-                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
-                )
-                made = _converted(converter, name, meta)
+                made = _converted(converter, name, _without_data(tensor))
                 if made.device.type != "meta":
-                    made = torch.empty_like(made, device="meta")
+                    made = _without_data(made)
                 templates.append(made)
     return templates
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided:
+        return torch.empty_like(tensor, device="meta")
+    meta = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+    )
+    if tensor.is_conj():
+        meta = meta.conj()
+    return torch._neg_view(meta) if tensor.is_neg() else meta
 
 
 def _converted(converter: Converter, name: str, tensor: Tensor) -> Tensor:

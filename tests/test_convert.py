@@ -425,6 +425,37 @@ def test_a_converter(suffix: str, tmp_path: Path) -> None:
     assert Counter(calls) == Counter(itertools.product(tree, ["meta", "cpu"]))
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_converter_of_conjugate_and_negative_views(
+    suffix: str, tmp_path: Path
+) -> None:
+    values = torch.randn(3, 4, dtype=torch.complex64)
+    tree = {
+        "conjugate": values.conj(),
+        "transposed": values.t().conj().clone(),
+        "negative": torch._neg_view(torch.randn(3)),
+        "imaginary": values.conj().clone().imag,
+        "plain": values.clone(),
+    }
+    torch.save(tree, tmp_path / "a.pt")
+    converters: list[Callable[[str, Tensor], Tensor]] = [
+        lambda _, tensor: tensor,
+        lambda _, tensor: tensor.conj(),
+        lambda _, tensor: torch._neg_view(tensor),
+        lambda _, tensor: tensor.resolve_conj().resolve_neg(),
+        lambda _, tensor: tensor.clone(),
+        lambda _, tensor: tensor.conj() if tensor.is_meta else tensor,
+        lambda _, tensor: tensor if tensor.is_meta else tensor.conj(),
+        lambda name, _: tree[name].conj(),
+    ]
+    for converter in converters:
+        path = tmp_path / f"b{suffix}"
+        convert(tmp_path / "a.pt", path, converter=converter)
+        found = read_target(path)
+        for name, tensor in tree.items():
+            assert torch.equal(found[name], converter(name, tensor)), name
+
+
 def test_a_converter_that_changes_its_mind(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(6)}, tmp_path / "a.pt")
     target = tmp_path / "b.safetensors"

@@ -140,6 +140,43 @@ def test_declared_views_stay_views(tmp_path: Path) -> None:
         writer.write("row", base[1])
 
 
+def conjugate_and_negative() -> list[Tensor]:
+    """Views with both bits and with none, whole and transposed, above 4 MiB too."""
+    tensors = [
+        torch.randn(3, 4, dtype=torch.complex64),
+        torch.randn(4, 3, dtype=torch.complex64).t(),
+        torch.randn(1000, 700, dtype=torch.complex64).t(),
+    ]
+    both = [each for tensor in tensors for each in (tensor, tensor.conj())]
+    return [each for tensor in both for each in (tensor, torch._neg_view(tensor))]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_values_are_written_however_they_are_declared(
+    suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    tensors = conjugate_and_negative()
+    for declared in tensors:
+        for tensor in tensors:
+            alike = declared.shape == tensor.shape
+            if not alike or declared.stride() != tensor.stride():
+                continue
+            with create(path, {"a": declared, "b": declared[1:]}, tied="copy") as made:
+                made.write("b", tensor[1:])
+                made.write("a", tensor)
+            found = load(path)
+            assert torch.equal(found["a"], tensor)
+            assert torch.equal(found["b"], tensor[1:])
+            if suffix == ".pt":
+                assert found["a"].is_conj() == declared.is_conj()
+                assert found["a"].is_neg() == declared.is_neg()
+    negative = torch._neg_view(torch.ones(3))
+    with create(path, {"a": negative}) as writer:
+        writer.write("a", torch.tensor([1.0, 2.0, -3.0]).half())
+    assert load(path)["a"].tolist() == [1.0, 2.0, -3.0]
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_what_was_not_declared_so_is_refused(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{suffix}"

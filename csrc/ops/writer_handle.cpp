@@ -256,12 +256,20 @@ at::Tensor WriterHandle::span_of(size_t position, const at::Tensor& tensor)
       elements,
       " elements that was declared, with the strides ",
       c10::IntArrayRef(strides.data(), strides.size()));
-  return strided_view(
+  at::Tensor span = strided_view(
       tensor.storage(),
       tensor.scalar_type(),
       begin,
       {elements},
       {int64_t{1}});
+  // The file says that what lies there is conjugated or negated, as declared.
+  if (tensor.is_conj() != placement.is_conjugate) {
+    span = span.conj();
+  }
+  if (tensor.is_neg() != placement.is_negative) {
+    span = span._neg_view();
+  }
+  return span;
 }
 
 void WriterHandle::write_at(size_t position, const at::Tensor& tensor) {

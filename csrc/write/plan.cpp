@@ -230,6 +230,8 @@ class Planner {
     Placement& placement = plan_.placements[position];
     placement.dtype = dtype;
     placement.source_dtype = tensor.dtype;
+    placement.is_conjugate = tensor.is_conjugate;
+    placement.is_negative = tensor.is_negative;
     placement.dim_count = tensor.dim_count;
     placement.dims_begin = plan_.dims.size();
     for (const auto& dims : {source_.sizes(tensor), source_.strides(tensor)}) {

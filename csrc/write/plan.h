@@ -55,8 +55,10 @@ struct Placement {
   uint64_t offset_elements = 0;
   uint64_t storage_elements = 0;
   // As declared: of dtype, sizes and strides, in Plan::dims like a
-  // TensorRecord.
+  // TensorRecord, and, as the file says of spans, with either bit of a view.
   format::DType source_dtype = format::DType::kFloat32;
+  bool is_conjugate = false;
+  bool is_negative = false;
   uint8_t dim_count = 0;
   uint64_t dims_begin = 0;
 };

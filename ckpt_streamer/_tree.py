@@ -547,9 +547,11 @@ class MappingNode(Mapping[Any, Any]):
         state = self._tree.parts(self.node)[3]
         attributes: dict[str, Any] = {}
         if state >= 0:
-            plain = self._tree.plain(state)
+            value = self._tree.value(state)
+            is_pair = isinstance(value, SequenceNode) and value.kind == "tuple"
             # With __slots__: the __dict__, and the slots.
-            for part in plain if isinstance(plain, tuple) else (plain,):
+            for node in value.nodes() if is_pair else [state]:
+                part = self._tree.plain(node)
                 if isinstance(part, Mapping):
                     attributes.update(part)
         return attributes

@@ -46,6 +46,17 @@ class Attributed(OrderedDict[str, Tensor]):
     pass
 
 
+class SlottedDict(dict[str, Any]):
+    __slots__ = ("more", "weight")
+
+    more: Any
+    weight: Tensor
+
+
+class SlottedAttributed(SlottedDict):
+    pass
+
+
 class ListLike(list[Any]):
     pass
 
@@ -431,6 +442,26 @@ def test_attributes_of_a_dict_come_along(path: Path) -> None:
         AttributeError, match=r"^a dict of .* no attribute '_metadata'$"
     ):
         _ = checkpoint["plain"]._metadata
+
+
+@pytest.mark.parametrize("kind", [SlottedDict, SlottedAttributed])
+def test_attributes_in_slots_come_along(path: Path, kind: type[SlottedDict]) -> None:
+    value = kind(w=BASE)
+    value.more = {"list": [1, {"x": (2,)}]}
+    value.weight = BASE
+    if kind is SlottedAttributed:
+        value.note = "in the __dict__"  # type: ignore[attr-defined]
+    root = opened(path, value).root
+    assert list(root) == ["w"]
+    assert root.more == {"list": [1, {"x": (2,)}]}
+    root.more["list"].append(5)  # the caller's own
+    assert root.more["list"][-1] == 5
+    assert torch.equal(root.weight, BASE)
+    assert root.weight.data_ptr() == root["w"].data_ptr()
+    if kind is SlottedAttributed:
+        assert root.note == "in the __dict__"
+    with pytest.raises(AttributeError, match=f"of {path} has no attribute 'other'$"):
+        _ = root.other
 
 
 def test_objects_are_not_made(path: Path) -> None:

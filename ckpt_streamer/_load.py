@@ -72,7 +72,6 @@ class StateDictLoad:
         self._report = Report(model, strict)
         # Of those loaded without PyTorch's own code.
         self._loaded_keys: list[str] = []
-        self._failed_keys: set[str] = set()
 
     def run(self) -> _IncompatibleKeys:
         """Check what can be checked, load, and report as load_state_dict does.
@@ -89,7 +88,7 @@ class StateDictLoad:
             self._check_first()
             changed_keys = Changes(self._model).keys
         else:
-            changed_keys = self._changed_keys
+            changed_keys = self._loaded_keys.copy
         self._reads = EvictingReads(self._entries, self._bounds, self._check_source)
         self._warn_of_unmapped()
         try:
@@ -140,9 +139,6 @@ class StateDictLoad:
                 f"{stats['memory_limit_bytes']} bytes were in memory at once: a hook, "
                 "an override or a converter may have read more than that in one call"
             )
-
-    def _changed_keys(self) -> list[str]:
-        return [key for key in self._loaded_keys if key not in self._failed_keys]
 
     def _check_first(self) -> None:
         """Raise what the load would report, if only PyTorch's own code has a say."""
@@ -261,7 +257,6 @@ class StateDictLoad:
                     lot = slice(at, min(at + _LOT, end))
                     if not self._copy_at_once(matches, lot):
                         self._copy_each(matches, lot)
-                self._loaded_keys += matches.keys[begin:end]
 
     def _copy_at_once(self, matches: Matches, lot: slice) -> bool:
         """Copy a lot of tensors in half the time, if nothing is said on the way.
@@ -277,6 +272,7 @@ class StateDictLoad:
             torch._foreach_copy_(matches.parameters[lot], tensors)
         except Exception:
             return False
+        self._loaded_keys += matches.keys[lot]
         return True
 
     def _copy_each(self, matches: Matches, lot: slice) -> None:
@@ -293,6 +289,8 @@ class StateDictLoad:
                     parameter.copy_(tensor)
             except Exception as error:
                 self._report_exception(key, parameter, tensor, error)
+            else:
+                self._loaded_keys.append(key)
             if self._progress.is_on:
                 self._progress.add(tensor)
 
@@ -332,7 +330,6 @@ class StateDictLoad:
     def _report_exception(
         self, key: str, parameter: Tensor, value: Tensor, error: Exception
     ) -> None:
-        self._failed_keys.add(key)
         self._report.error_messages.append(
             f'While copying the parameter named "{key}", whose dimensions in the model '
             f"are {parameter.size()} and whose dimensions in the checkpoint are "

@@ -693,6 +693,24 @@ def test_progress_stops_where_a_load_does() -> None:
     assert told == [(24, 68), (36, 68)]
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_what_progress_raises_is_noted_with_the_keys_changed(assign: bool) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+
+    def stop(bytes_done: int, _bytes_total: int) -> None:
+        if bytes_done >= 60:
+            raise KeyError("on purpose")
+
+    with pytest.raises(KeyError, match="on purpose") as caught:
+        apply_state_dict(
+            model, shifted(model.state_dict()), assign=assign, progress=stop
+        )
+    if sys.version_info >= (3, 11):
+        assert caught.value.__notes__ == [
+            'Changed key(s) in the model: "0.weight", "0.bias", "1.weight". '
+        ]
+
+
 def test_a_bar_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
     model = nn.Linear(1024, 1024, bias=False)
     apply_state_dict(model, model.state_dict(), progress=True)

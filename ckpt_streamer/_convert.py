@@ -161,7 +161,7 @@ def convert(
     with bounds.taken() as taken:
         templates = None
         if converter is not None:
-            templates = _templates(slots, names, converter)
+            templates = _templates(slots, names, path, converter)
         with os_errors():
             writer = _ops.create_from_slots(
                 slots,
@@ -253,19 +253,14 @@ def _renaming(rename: Rename) -> Callable[[str], str | None]:
 
 
 def _templates(
-    slots: _ops.SlotList, names: list[str], converter: Converter
+    slots: _ops.SlotList, names: list[str], path: str, converter: Converter
 ) -> list[Tensor]:
     """Learn what a converter returns, from tensors without data."""
-    templates = []
+    templates = _ops.without_data(slots, names, path)
     with torch.no_grad():
-        for begin, end in lots_of(len(slots)):
-            for name, tensor in zip(
-                names[begin:end], slots.tensors(begin, end), strict=True
-            ):
-                made = _converted(converter, name, _without_data(tensor))
-                if made.device.type != "meta":
-                    made = _without_data(made)
-                templates.append(made)
+        for i, name in enumerate(names):
+            made = _converted(converter, name, templates[i])
+            templates[i] = made if made.is_meta else _without_data(made)
     return templates
 
 

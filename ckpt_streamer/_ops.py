@@ -248,6 +248,20 @@ def create(
     return cast("Writer", made)
 
 
+def without_data(
+    slots: SlotList, names: Sequence[str], path: str
+) -> list[torch.Tensor]:
+    """Make the tensors of a checkpoint on the meta device; their data is not read.
+
+    Raises:
+        NotImplementedError: One is not strided; ``path`` is the file that is to
+            hold it.
+    """
+    made: list[torch.Tensor]
+    made = torch.ops.ckpt_streamer._without_data(slots, names, path)
+    return made
+
+
 def create_from_slots(slots: SlotList, names: Sequence[str], *options: Any) -> Writer:
     """Begin a checkpoint of the tensors of another one."""
     return cast("Writer", torch.ops.ckpt_streamer._create(slots, names, *options))

@@ -456,6 +456,31 @@ def test_a_converter_of_conjugate_and_negative_views(
             assert torch.equal(found[name], converter(name, tensor)), name
 
 
+def test_what_a_converter_returns_is_learned_without_reading(tmp_path: Path) -> None:
+    """Of unaligned storages, tensors would be copies."""
+    tree = {f"w{i}": torch.full((MIB,), float(i)) for i in range(8)}
+    path = save_legacy(tree, tmp_path)
+    read_bytes: dict[str, list[int]] = {"meta": [], "cpu": []}
+
+    def converter(_: str, tensor: Tensor) -> Tensor:
+        read_bytes[tensor.device.type].append(bytes_read())
+        return tensor
+
+    with ckpt_streamer.open(path, 8) as checkpoint:
+        before = bytes_read()
+        convert(checkpoint, tmp_path / "b.safetensors", converter=converter)
+    assert len(read_bytes["meta"]) == len(read_bytes["cpu"]) == 8
+    assert max(read_bytes["meta"]) - before < MIB
+    assert max(read_bytes["cpu"]) - before > 8 * 4 * MIB
+    found = read_target(tmp_path / "b.safetensors")
+    assert all(same_bits(found[name], tensor) for name, tensor in tree.items())
+
+
+def bytes_read() -> int:
+    """By system calls of this process, from any file."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 def test_a_converter_that_changes_its_mind(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(6)}, tmp_path / "a.pt")
     target = tmp_path / "b.safetensors"
@@ -707,13 +732,21 @@ def test_records_are_verified(tmp_path: Path) -> None:
 
 
 def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
-    torch.save({"s": torch.eye(3).to_sparse()}, tmp_path / "a.pt")
-    for target in (tmp_path / "b.pt", tmp_path / "b.safetensors"):
+    torch.save({"a": torch.ones(1), "s": torch.eye(3).to_sparse()}, tmp_path / "a.pt")
+    calls: list[str] = []
+
+    def converter(name: str, tensor: Tensor) -> Tensor:
+        calls.append(name)
+        return tensor
+
+    targets = [tmp_path / "b.pt", tmp_path / "b.safetensors"]
+    for target, each in itertools.product(targets, [None, converter]):
         with pytest.raises(NotImplementedError) as error:
-            convert(tmp_path / "a.pt", target)
+            convert(tmp_path / "a.pt", target, converter=each)
         assert str(error.value).partition("\n")[0] == (
             f"{target}: the tensor 's' is a sparse tensor, expected a strided one"
         )
+    assert not calls
 
 
 def test_bad_arguments(tmp_path: Path) -> None:

@@ -246,6 +246,12 @@ TORCH_LIBRARY(ckpt_streamer, library) {
 
   define(
       library,
+      "_without_data(__torch__.torch.classes.ckpt_streamer._Slots slots, "
+      "str[] names, str path) -> Tensor[]",
+      without_data);
+
+  define(
+      library,
       "_create(__torch__.torch.classes.ckpt_streamer._Slots slots, "
       "str[] names, Tensor[]? templates, bool keeps_tree, str path, "
       "int memory_limit_bytes, str? format, ScalarType? dtype, "

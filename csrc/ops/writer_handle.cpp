@@ -356,6 +356,40 @@ c10::intrusive_ptr<WriterHandle> create(
   });
 }
 
+std::vector<at::Tensor> without_data(
+    const c10::intrusive_ptr<SlotList>& slots,
+    const std::vector<std::string>& names,
+    const std::string& path) {
+  const size_t count = slots->slots().size();
+  TORCH_CHECK_VALUE(
+      names.size() == count,
+      names.size(),
+      " names of ",
+      count,
+      " tensors");
+  const CheckpointIndex& index = slots->index();
+  const auto record = [&](size_t i) -> const format::TensorRecord& {
+    return index.tensors[index.slots[slots->slots()[i]].tensor_index];
+  };
+  return with_torch_errors([&] {
+    for (size_t i = 0; i < count; ++i) {
+      write::check_is_strided(path, names[i], record(i).kind);
+    }
+    std::vector<at::Tensor> tensors;
+    tensors.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      at::Tensor& tensor = tensors.emplace_back(
+          at::empty_strided(
+              index.sizes(record(i)),
+              index.strides(record(i)),
+              at::device(at::kMeta).dtype(scalar_type_of(record(i).dtype))));
+      tensor._set_conj(record(i).is_conjugate);
+      tensor._set_neg(record(i).is_negative);
+    }
+    return tensors;
+  });
+}
+
 c10::intrusive_ptr<WriterHandle> create_from_slots(
     const c10::intrusive_ptr<SlotList>& slots,
     std::vector<std::string> names,

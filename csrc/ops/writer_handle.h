@@ -96,6 +96,15 @@ c10::intrusive_ptr<WriterHandle> create(
     const std::string& tied,
     bool drop_page_cache);
 
+// torch.ops.ckpt_streamer._without_data(...): tensors of a checkpoint on the
+// meta device, one for each name, with the strides and bits that they have in
+// the file, of which nothing is read. THROWS: c10::NotImplementedError, naming
+// the target and the first tensor, unless all are strided.
+std::vector<at::Tensor> without_data(
+    const c10::intrusive_ptr<SlotList>& slots,
+    const std::vector<std::string>& names,
+    const std::string& path);
+
 // torch.ops.ckpt_streamer._create(...): of tensors of a checkpoint, in the
 // order of its stream, under other names. With `templates`, one for each, those
 // say dtype and shape instead.

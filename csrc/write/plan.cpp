@@ -162,12 +162,7 @@ class Planner {
     std::vector<Member> sorted;
     for (size_t i = 0; i < slots_.size(); ++i) {
       const TensorRecord& tensor = record(i);
-      if (tensor.kind != TensorKind::kStrided) {
-        fail(
-            ErrorKind::kUnsupported,
-            named(i) + " is " + kind_name(tensor.kind) +
-                ", expected a strided one");
-      }
+      check_is_strided(path_, plan_.names[i], tensor.kind);
       const DType dtype =
           options_.dtype.has_value() && is_converted(tensor.dtype)
               ? *options_.dtype
@@ -534,6 +529,19 @@ class Planner {
 };
 
 }  // namespace
+
+void check_is_strided(
+    const std::string& path,
+    const std::string& name,
+    TensorKind kind) {
+  if (kind != TensorKind::kStrided) {
+    throw CheckpointError(
+        ErrorKind::kUnsupported,
+        path,
+        "the tensor " + quoted(name) + " is " + kind_name(kind) +
+            ", expected a strided one");
+  }
+}
 
 Tied tied_of(const std::string& path, const std::string& text) {
   if (text == "error") {

@@ -95,6 +95,13 @@ struct Plan {
   }
 };
 
+// THROWS: CheckpointError Unsupported, unless the tensor is strided. `path`:
+// the target.
+void check_is_strided(
+    const std::string& path,
+    const std::string& name,
+    format::TensorKind kind);
+
 // Of the slots of an index, under new names. `path`: the target, for errors.
 // REQUIRES: as many names as slots.
 // THROWS: CheckpointError InvalidArgument for names that repeat, hold a NUL or

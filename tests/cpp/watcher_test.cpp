@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
+#include <mutex>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -205,14 +206,14 @@ TEST(a_forked_child_leaves_its_own_threads_alone) {
   const pid_t child = ::fork();
   if (child == 0) {
     ::alarm(60);
-    std::atomic<bool> is_over = false;
+    std::mutex is_under_way;
     std::vector<std::thread> threads(8);
+    is_under_way.lock();
     for (std::thread& thread : threads) {
-      thread = std::thread([&] { is_over.wait(false); });
+      thread = std::thread([&] { const std::lock_guard wait(is_under_way); });
     }
     watcher.stop();
-    is_over = true;
-    is_over.notify_all();
+    is_under_way.unlock();
     int refused = 0;
     for (std::thread& thread : threads) {
       try {

@@ -139,7 +139,9 @@ bool ThreadCensus::open_all() {
            open_file_of(id, "syscall"),
            open_file_of(id, "schedstat"),
            /*run_count=*/0,
-           Activity::kOther});
+           Activity::kOther,
+           /*is_ours=*/false,
+           /*stretch_without_locks=*/0});
     }
   }
   ::closedir(tasks);
@@ -166,11 +168,17 @@ ThreadCensus::Activity ThreadCensus::activity_of(
     is_complete = is_complete && text.next(argument);
   }
   const uint64_t command = arguments[1] & FUTEX_CMD_MASK;
-  const bool waits = is_complete && number == SYS_futex &&
-                     (command == FUTEX_WAIT || command == FUTEX_WAIT_BITSET) &&
-                     (arguments[1] & FUTEX_PRIVATE_FLAG) != 0 &&
-                     arguments[3] == 0;
-  return waits ? Activity::kWaitsForProcess : Activity::kOther;
+  const bool waits_for_process =
+      is_complete && number == SYS_futex &&
+      (command == FUTEX_WAIT || command == FUTEX_WAIT_BITSET) &&
+      (arguments[1] & FUTEX_PRIVATE_FLAG) != 0 && arguments[3] == 0;
+  if (waits_for_process) {
+    return Activity::kWaitsForProcess;
+  }
+  return is_complete && (number == SYS_futex || number == SYS_nanosleep ||
+                         number == SYS_clock_nanosleep)
+             ? Activity::kWaits
+             : Activity::kOther;
 }
 
 // Documentation/scheduler/sched-stats.rst: time spent on the processor, time
@@ -182,6 +190,13 @@ uint64_t ThreadCensus::run_count_of(const Thread& thread) noexcept {
   return text.next(ignored) && text.next(ignored) && text.next(run_count)
              ? run_count
              : 0;
+}
+
+// In this order: one that was woken and has not run yet is told by its
+// activity, and one that has run meanwhile by its run count.
+bool ThreadCensus::still_waits(const Thread& thread) noexcept {
+  return activity_of(thread) == thread.activity && thread.run_count != 0 &&
+         run_count_of(thread) == thread.run_count;
 }
 
 bool ThreadCensus::look() noexcept {
@@ -211,21 +226,31 @@ bool ThreadCensus::others_at_rest(const FindWorkers& find_workers) noexcept {
 ThreadCensus::Answer ThreadCensus::ask(
     const FindWorkers& find_workers) noexcept {
   // Twice: a thread that was seen waiting may be woken by one that is looked at
-  // later and waits itself by then. If none has run between its two looks, all
-  // were waiting in the middle, and then none can wake another.
+  // later and waits itself by then. If all have waited from their first look to
+  // their second, all were waiting in the middle, and then none can wake
+  // another. Nor can one of ours that held no lock in all that time.
   bool is_any_running = false;
+  bool is_any_waiting = false;
   bool is_any_other = false;
   for (Thread& thread : threads_) {
+    thread.is_ours = is_ours_and_writes_nothing(thread.id);
+    thread.stretch_without_locks = stretch_without_locks(thread.id);
     thread.run_count = run_count_of(thread);
     thread.activity = activity_of(thread);
-    if (thread.activity == Activity::kGone) {
-      return Answer::kOthersNow;
+    switch (thread.activity) {
+      case Activity::kGone:
+        return Answer::kOthersNow;
+      case Activity::kRunning:
+        is_any_running = is_any_running || !thread.is_ours;
+        break;
+      case Activity::kWaitsForProcess:
+        is_any_waiting = is_any_waiting || !thread.is_ours;
+        break;
+      case Activity::kWaits:
+      case Activity::kOther:
+        is_any_other = is_any_other || !thread.is_ours;
+        break;
     }
-    if (is_ours_and_writes_nothing(thread.id)) {
-      thread.activity = Activity::kIsOurs;
-    }
-    is_any_running = is_any_running || thread.activity == Activity::kRunning;
-    is_any_other = is_any_other || thread.activity == Activity::kOther;
   }
   std::vector<int64_t> workers;
   if (is_any_running && !is_any_other) {
@@ -238,15 +263,23 @@ ThreadCensus::Answer ThreadCensus::ask(
   if (thread_count() != threads_.size() + 1) {
     return Answer::kOthersNow;
   }
+  const auto is_at_rest = [&](const Thread& thread) {
+    if (thread.is_ours) {
+      return !is_any_waiting ||
+             (thread.stretch_without_locks != 0 &&
+              stretch_without_locks(thread.id) ==
+                  thread.stretch_without_locks) ||
+             ((thread.activity == Activity::kWaitsForProcess ||
+               thread.activity == Activity::kWaits) &&
+              still_waits(thread));
+    }
+    return std::find(workers.begin(), workers.end(), thread.id) !=
+               workers.end() ||
+           (thread.activity == Activity::kWaitsForProcess &&
+            still_waits(thread));
+  };
   const bool at_rest =
-      std::all_of(threads_.begin(), threads_.end(), [&](const Thread& thread) {
-        return thread.activity == Activity::kIsOurs ||
-               std::find(workers.begin(), workers.end(), thread.id) !=
-                   workers.end() ||
-               (thread.activity == Activity::kWaitsForProcess &&
-                thread.run_count != 0 &&
-                run_count_of(thread) == thread.run_count);
-      });
+      std::all_of(threads_.begin(), threads_.end(), is_at_rest);
   return at_rest ? Answer::kAtRest : Answer::kMayRun;
 }
 

@@ -19,12 +19,24 @@ struct OwnThread {
   std::atomic<int64_t> thread_id = 0;  // 0: a free place
   std::atomic<int64_t> process_id = 0;
   std::atomic<bool> may_write = false;
+  std::atomic<uint64_t> lock_turns = 0;  // odd: without locks
 };
 
 // Where there is no free place, a thread is not known to be ours.
 std::array<OwnThread, 256> own_threads;
 
 thread_local OwnThread* own_thread = nullptr;
+
+// Null if it is not ours.
+const OwnThread* find_own_thread(int64_t thread_id) noexcept {
+  const int64_t process_id = current_process_id();
+  for (const OwnThread& place : own_threads) {
+    if (place.thread_id == thread_id) {
+      return place.process_id == process_id ? &place : nullptr;
+    }
+  }
+  return nullptr;
+}
 
 class Registration {
  public:
@@ -35,6 +47,7 @@ class Registration {
       if ((found == 0 || place.process_id != process_id) &&
           place.thread_id.compare_exchange_strong(found, kTaken)) {
         place.may_write = false;
+        place.lock_turns += place.lock_turns % 2;
         place.process_id = process_id;
         place.thread_id = current_thread_id();
         own_thread = &place;
@@ -129,14 +142,27 @@ TensorWrites::~TensorWrites() {
   }
 }
 
-bool is_ours_and_writes_nothing(int64_t thread_id) noexcept {
-  const int64_t process_id = current_process_id();
-  for (const OwnThread& place : own_threads) {
-    if (place.thread_id == thread_id) {
-      return place.process_id == process_id && !place.may_write;
-    }
+WithoutLocks::WithoutLocks() noexcept {
+  if (own_thread != nullptr) {
+    ++own_thread->lock_turns;
   }
-  return false;
+}
+
+WithoutLocks::~WithoutLocks() {
+  if (own_thread != nullptr) {
+    ++own_thread->lock_turns;
+  }
+}
+
+bool is_ours_and_writes_nothing(int64_t thread_id) noexcept {
+  const OwnThread* const thread = find_own_thread(thread_id);
+  return thread != nullptr && !thread->may_write;
+}
+
+uint64_t stretch_without_locks(int64_t thread_id) noexcept {
+  const OwnThread* const thread = find_own_thread(thread_id);
+  const uint64_t turns = thread == nullptr ? 0 : thread->lock_turns.load();
+  return turns % 2 == 1 ? turns : 0;
 }
 
 }  // namespace ckpt_streamer::os

@@ -48,7 +48,11 @@ void ReadAhead::read_all(Queue& queue) noexcept {
     const Block block = std::move(queue.blocks.back());
     queue.blocks.pop_back();
     lock.unlock();
-    const bool waited = os::prefetch(*block.file, block.file_offset);
+    bool waited = false;
+    {
+      const os::WithoutLocks without_locks;
+      waited = os::prefetch(*block.file, block.file_offset);
+    }
     if (waited || block.is_known_cold) {
       queue.prefetched_bytes.fetch_add(
           os::prefetch_block_bytes(),

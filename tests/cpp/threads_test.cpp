@@ -1,5 +1,6 @@
 #include "os/threads.h"
 
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -173,6 +174,137 @@ TEST(a_thread_of_ours_is_at_rest_unless_it_writes) {
   EXPECT_EQ(status, 0);
   is_over = true;
   thread.join();
+}
+
+// As one that holds a lock: it lets go of it when it likes.
+TEST(a_thread_of_ours_that_runs_may_wake_one_that_waits) {
+  std::atomic<bool> is_over = false;
+  std::atomic<bool> goes_without = false;
+  std::atomic<bool> is_without = false;
+  std::thread thread = start_thread([&] {
+    while (!is_over) {
+      if (goes_without) {
+        const WithoutLocks without_locks;
+        is_without = true;
+        while (goes_without) {
+        }
+      }
+      is_without = false;
+    }
+  });
+  ThreadCensus census;
+  EXPECT(comes_to_rest(census));
+  {
+    const WaitingThread waiting;
+    EXPECT(!is_ever_at_rest(census));
+    goes_without = true;
+    while (!is_without) {
+    }
+    EXPECT(comes_to_rest(census));
+    goes_without = false;
+    while (is_without) {
+    }
+    EXPECT(!is_ever_at_rest(census));
+  }
+  is_over = true;
+  thread.join();
+}
+
+TEST(a_thread_of_ours_that_sleeps_wakes_none) {
+  std::mutex mutex;
+  std::condition_variable condition;
+  bool is_over = false;
+  std::thread timed = start_thread([&] {
+    std::unique_lock lock(mutex);
+    condition.wait_for(lock, 1h, [&] { return is_over; });
+  });
+  {
+    const WaitingThread waiting;
+    ThreadCensus census;
+    EXPECT(comes_to_rest(census));
+  }
+  {
+    const std::lock_guard lock(mutex);
+    is_over = true;
+  }
+  condition.notify_one();
+  timed.join();
+
+  // But one that waits for input, or in any other call, may hold a lock.
+  std::array<int, 2> ends{};
+  EXPECT_EQ(::pipe(ends.data()), 0);
+  std::thread reading = start_thread([&] {
+    char byte = 0;
+    (void)!::read(ends[0], &byte, 1);
+  });
+  {
+    const WaitingThread waiting;
+    ThreadCensus census;
+    EXPECT(!is_ever_at_rest(census));
+  }
+  EXPECT_EQ(::write(ends[1], "x", 1), ssize_t{1});
+  reading.join();
+  ::close(ends[0]);
+  ::close(ends[1]);
+}
+
+// On a busy machine, some time passes between the two.
+TEST(a_thread_that_was_woken_and_has_not_run_is_not_at_rest) {
+  cpu_set_t before;
+  EXPECT_EQ(::sched_getaffinity(0, sizeof(before), &before), 0);
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(::sched_getcpu(), &one);
+  EXPECT_EQ(::sched_setaffinity(0, sizeof(one), &one), 0);
+  std::mutex mutex;
+  std::condition_variable condition;
+  bool is_woken = false;
+  std::atomic<bool> is_over = false;
+  std::atomic<int64_t> running_id = 0;
+  std::atomic<int64_t> waiting_id = 0;
+  std::thread waiting([&] {
+    waiting_id = current_thread_id();
+    std::unique_lock lock(mutex);
+    condition.wait(lock, [&] { return is_woken; });
+    condition.wait(lock, [&] { return is_over.load(); });
+  });
+  ThreadCensus census;
+  const bool rests = comes_to_rest(census);
+  // It runs where this thread does, and only when this one leaves it room.
+  const auto id = static_cast<pid_t>(waiting_id.load());
+  const sched_param none{};
+  EXPECT_EQ(::sched_setscheduler(id, SCHED_IDLE, &none), 0);
+  std::thread running([&] {
+    (void)::sched_setaffinity(0, sizeof(before), &before);
+    running_id = current_thread_id();
+    while (!is_over) {
+    }
+  });
+  bool was_asked = false;
+  bool was_at_rest = false;
+  for (int i = 0; i < 1000 && !was_asked; ++i) {
+    std::this_thread::sleep_for(1ms);
+    was_at_rest = census.others_at_rest([&] {
+      {
+        const std::lock_guard lock(mutex);
+        was_asked = is_woken = true;
+      }
+      condition.notify_one();
+      return std::vector<int64_t>{current_thread_id(), running_id};
+    });
+  }
+  (void)::sched_setscheduler(id, SCHED_OTHER, &none);
+  {
+    const std::lock_guard lock(mutex);
+    is_woken = is_over = true;
+  }
+  condition.notify_one();
+  running.join();
+  waiting.join();
+  EXPECT_EQ(::sched_setaffinity(0, sizeof(before), &before), 0);
+  EXPECT(rests);
+  EXPECT(was_asked);
+  EXPECT(!was_at_rest);
 }
 
 TEST(threads_that_come_and_go_are_noticed) {

@@ -127,6 +127,7 @@ SOURCES = [
     "csrc/ops/other_writers.cpp",
     "csrc/ops/piecewise_copy.cpp",
     "csrc/ops/register_ops.cpp",
+    "csrc/ops/result_memory.cpp",
     "csrc/ops/scalar_types.cpp",
     "csrc/ops/slot_list.cpp",
     "csrc/ops/storage_holders.cpp",

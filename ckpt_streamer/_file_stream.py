@@ -54,7 +54,7 @@ class FileState(State):
                 beside = self._beside(begin, lot_end)
                 if is_left:
                     # No method of this: see State.
-                    finish = partial(_converted_row, self._dtype)
+                    finish = partial(_converted_row, self.handle.convert)
                     yield self.put_out_unfinished(
                         lot_end, tensors, is_left, *beside, finish=finish
                     )
@@ -71,10 +71,12 @@ class FileState(State):
         """What comes in front of each tensor."""
 
 
-def _converted_row(dtype: torch.dtype, row: tuple[Any, ...]) -> tuple[Any, ...]:
+def _converted_row(
+    convert: Callable[[Tensor], Tensor], row: tuple[Any, ...]
+) -> tuple[Any, ...]:
     """Convert the tensor of a row, if it begins with True: that was left to do."""
     is_left, *beside, tensor = row
-    return (*beside, tensor.to(dtype) if is_left else tensor)
+    return (*beside, convert(tensor) if is_left else tensor)
 
 
 class Figures:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ckpt_streamer
-from ckpt_streamer import stream
+from ckpt_streamer import _file_stream, stream
 
 BF16 = torch.bfloat16
 
@@ -139,15 +139,16 @@ def test_a_conversion_that_fails_is_tried_again(
     tensors = {f"w{i}": torch.full((MIB // 4,), float(i)) for i in range(8)}
     path = tmp_path / f"model.{suffix}"
     (torch.save if suffix == "pt" else save_file)(tensors, path)
-    to = Tensor.to
+    converted_row = _file_stream._converted_row
     failures: list[BaseException] = [KeyboardInterrupt(), MemoryError("no memory")]
 
-    def failing_to(tensor: Tensor, *args: Any) -> Tensor:
-        if failures and tensor[0] == 3:
+    def failing(convert: Any, row: tuple[Any, ...]) -> Any:
+        item = converted_row(convert, row)
+        if failures and item[-1][0] == 3:
             raise failures.pop()
-        return to(tensor, *args)
+        return item
 
-    monkeypatch.setattr(Tensor, "to", failing_to)
+    monkeypatch.setattr(_file_stream, "_converted_row", failing)
     items = iter(ckpt_streamer.open(path, dtype=BF16))
     for i in range(3):
         assert next(items)[0] == f"w{i}"
@@ -228,6 +229,26 @@ def test_of_large_tensors_nothing_is_converted_ahead(path: Path) -> None:
         gc.collect()
         tensors = (each for each in gc.get_objects() if type(each) is Tensor)
         assert sum(each.dtype == BF16 for each in tensors) == 1
+
+
+def test_results_that_are_gone_leave_their_memory_to_others(
+    large_checkpoint: Path,
+) -> None:
+    items = stream(large_checkpoint, memory_limit_mb=64, dtype=torch.float64)
+    addresses = set()
+    kept = []
+    for i, (_, _, val) in enumerate(items):
+        addresses.add(val.data_ptr())
+        if i % 16 == 0:
+            kept.append(val)
+            assert len({each.data_ptr() for each in kept}) == len(kept)
+    assert len(addresses) <= 2 + len(kept)
+    assert [int(each[0, 0]) for each in kept] == [0, 16, 32, 48]
+    last = val.untyped_storage()
+    assert last.resizable()
+    val.resize_(300, 1024)
+    assert last.nbytes() == 300 * 1024 * 8
+    assert (val[:256] == 63).all()
 
 
 def test_a_dropped_stream_of_large_tensors_needs_no_garbage_collection(

@@ -147,11 +147,30 @@ bool has_default_strides(const at::Tensor& tensor) {
   return true;
 }
 
-at::Tensor convert_dense(const at::Tensor& tensor, at::ScalarType dtype) {
-  at::Tensor made =
-      has_default_strides(tensor)
-          ? at::Tensor(at::detail::empty_cpu(tensor.sizes(), dtype))
-          : empty_dense(tensor.sizes(), tensor.strides(), dtype);
+at::Tensor empty_like(
+    const at::Tensor& tensor,
+    at::ScalarType dtype,
+    ResultMemory* memory) {
+  if (memory != nullptr && is_large(tensor.numel(), dtype)) {
+    return strided_view(
+        memory->make(
+            static_cast<size_t>(tensor.numel()) * c10::elementSize(dtype)),
+        dtype,
+        /*storage_offset=*/0,
+        tensor.sizes(),
+        tensor.strides());
+  }
+  return has_default_strides(tensor)
+             ? at::Tensor(at::detail::empty_cpu(tensor.sizes(), dtype))
+             : empty_dense(tensor.sizes(), tensor.strides(), dtype);
+}
+
+// REQUIRES: it is non-overlapping and dense.
+at::Tensor convert_dense(
+    const at::Tensor& tensor,
+    at::ScalarType dtype,
+    ResultMemory* memory) {
+  at::Tensor made = empty_like(tensor, dtype, memory);
   const std::optional<uint16_t> nan =
       nan_of_plain_rounding(tensor.scalar_type(), dtype, tensor.numel());
   if (nan.has_value()) {
@@ -186,7 +205,10 @@ at::Tensor with_grad_of(const at::Tensor& source, at::Tensor made) {
 
 }  // namespace
 
-Conversion::Conversion(std::optional<at::ScalarType> dtype) : dtype_(dtype) {
+Conversion::Conversion(
+    std::optional<at::ScalarType> dtype,
+    std::shared_ptr<ResultMemory> memory)
+    : dtype_(dtype), memory_(std::move(memory)) {
   TORCH_CHECK_VALUE(
       !dtype || (c10::isFloatingType(*dtype) && *dtype != kPacked),
       "dtype is torch.",
@@ -210,7 +232,7 @@ at::Tensor Conversion::operator()(const at::Tensor& tensor, uint64_t begin) {
     return with_grad_of(tensor, std::move(made));
   }
   at::Tensor made = tensor.is_non_overlapping_and_dense()
-                        ? convert_dense(tensor, *dtype_)
+                        ? convert_dense(tensor, *dtype_, memory_.get())
                         : convert_any(tensor, *dtype_);
   remember(tensor, made);
   return with_grad_of(tensor, std::move(made));

@@ -11,9 +11,11 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
+#include "ops/result_memory.h"
 #include "ops/tensor_memory.h"
 #include "stream/window_streamer.h"
 
@@ -24,7 +26,11 @@ class Conversion final {
   // Without a dtype, every tensor passes.
   // THROWS: c10::ValueError for a dtype that is not a floating-point one, or
   // that Tensor.to() has no conversion to.
-  explicit Conversion(std::optional<at::ScalarType> dtype);
+  // Results that are plain and large (is_large()) are made in `memory`, if
+  // there is one.
+  explicit Conversion(
+      std::optional<at::ScalarType> dtype,
+      std::shared_ptr<ResultMemory> memory = nullptr);
 
   [[nodiscard]] bool is_wanted() const noexcept {
     return dtype_.has_value();
@@ -89,6 +95,7 @@ class Conversion final {
   void remember(const at::Tensor& tensor, const at::Tensor& made);
 
   const std::optional<at::ScalarType> dtype_;
+  const std::shared_ptr<ResultMemory> memory_;
   uint64_t begin_ = 0;
   std::vector<Made> made_;
 };

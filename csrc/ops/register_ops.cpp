@@ -106,6 +106,7 @@ TORCH_LIBRARY(ckpt_streamer, library) {
           .def("close", &WindowHandle::close)
           .def("unmapped_bytes", &WindowHandle::unmapped_bytes)
           .def("covered_bytes", &WindowHandle::covered_bytes)
+          .def("convert", &WindowHandle::convert)
           .def("check_unchanged", &WindowHandle::check_unchanged)
           .def("stats", &WindowHandle::stats)
           .def("not_held", &WindowHandle::not_held)

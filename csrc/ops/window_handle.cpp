@@ -1,9 +1,6 @@
 #include "ops/window_handle.h"
 
 #include <ATen/ATen.h>
-#include <ATen/PythonTorchFunctionTLS.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
-#include <torch/csrc/jit/frontend/tracer.h>
 
 #include <algorithm>
 #include <cstring>
@@ -33,20 +30,15 @@ uint64_t lot_bytes(
     uint64_t memory_limit_bytes,
     const std::optional<at::ScalarType>& dtype) {
   constexpr uint64_t kLargestLotBytes = uint64_t{4} << 20;
-  return dtype.has_value() ? std::min(kLargestLotBytes, memory_limit_bytes / 8)
+  return dtype.has_value() ? std::min(kLargestLotBytes, memory_limit_bytes / 16)
                            : 0;
 }
 
 bool is_left_to_caller(
     const ContiguousElements& elements,
     const Conversion& conversion) {
-  // Of what we make, modes see nothing.
-  const bool is_anybody_watching =
-      c10::impl::TorchDispatchModeTLS::any_modes_set() ||
-      at::impl::torch_function_mode_enabled() ||
-      torch::jit::tracer::isTracing();
   return !elements.requires_grad && conversion.changes(elements.dtype) &&
-         is_large(elements.count, elements.dtype) && !is_anybody_watching;
+         is_large(elements.count, elements.dtype);
 }
 
 at::Tensor int64_tensor(size_t size) {
@@ -66,17 +58,26 @@ WindowHandle::WindowHandle(
     : bounds_(bounds),
       checkpoint_(std::move(checkpoint)),
       dtype_(dtype),
-      conversion_(dtype),
+      result_memory_(
+          dtype.has_value() ? std::make_shared<ResultMemory>(
+                                  lot_bytes(bounds_.memory_limit_bytes, dtype))
+                            : nullptr),
+      conversion_(dtype, result_memory_),
       streamer_(
           std::make_unique<stream::WindowStreamer>(
               std::move(spans),
-              without(lot_bytes(bounds_.memory_limit_bytes, dtype), bounds_),
+              without(
+                  2 * lot_bytes(bounds_.memory_limit_bytes, dtype),
+                  bounds_),
               other_threads())),
       is_planned_(true) {}
 
 WindowHandle::~WindowHandle() {
   if (streamer_ != nullptr) {
     disown_moved(*streamer_, holders_.take_moved());
+  }
+  if (result_memory_ != nullptr) {
+    result_memory_->close();
   }
 }
 
@@ -263,6 +264,11 @@ std::tuple<c10::List<at::Tensor>, c10::List<bool>> WindowHandle::converted(
   return {std::move(lot), std::move(is_left)};
 }
 
+at::Tensor WindowHandle::convert(const at::Tensor& tensor) {
+  const std::lock_guard lock(mutex_);
+  return with_torch_errors([&] { return conversion_(tensor, /*begin=*/0); });
+}
+
 at::Tensor WindowHandle::read_part(
     size_t position,
     const PlacedTensor& whole,
@@ -325,6 +331,9 @@ void WindowHandle::close(int64_t yielded_count) {
     closed_streamed_bytes_ = streamed_bytes(yielded_count);
     streamer_.reset();
     checkpoint_.reset();
+    if (result_memory_ != nullptr) {
+      result_memory_->close();
+    }
     std::swap(released, holders_);
   }
 }

@@ -45,7 +45,8 @@ class WindowHandle final : public torch::CustomClassHolder {
   explicit WindowHandle(const stream::Bounds& bounds);
   // Planned already. `spans`: the addresses of the tensors' elements in that
   // order, in the mappings of `checkpoint`, which is held until close(). With a
-  // dtype, a part of the limit is kept for what converted() makes.
+  // dtype, a part of the limit is kept for what converted() makes, and as much
+  // for memory that such results have left.
   // THROWS: c10::ValueError for a dtype that Conversion refuses,
   // CheckpointError as stream::WindowStreamer.
   WindowHandle(
@@ -91,9 +92,9 @@ class WindowHandle final : public torch::CustomClassHolder {
   // last, in the dtype of the constructor (see Conversion): as many as the part
   // of the limit that is kept for them takes, at least one. `elements_at`: as
   // Conversion::of_elements() takes them, of those that are tied to no other.
-  // Of these, large ones are left as they are, for whoever asks for them to
-  // convert by Tensor.to() when their turn comes: one result at a time stays in
-  // the processor's caches. With the tensors, which these are; empty for none.
+  // Of these, large ones are left as they are, for convert() when their turn
+  // comes: one result at a time stays in the processor's caches. With the
+  // tensors, which these are; empty for none.
   // REQUIRES: begin < end, a position in that window or behind its last.
   std::tuple<c10::List<at::Tensor>, c10::List<bool>> converted(
       size_t begin,
@@ -101,6 +102,9 @@ class WindowHandle final : public torch::CustomClassHolder {
       const std::function<PlacedTensor(size_t)>& tensor_at,
       const std::function<std::optional<ContiguousElements>(size_t)>&
           elements_at);
+
+  // One of those that converted() left.
+  at::Tensor convert(const at::Tensor& tensor);
 
   // As ops::read_part() of the tensor at a position.
   // THROWS: c10::ValueError as enter().
@@ -151,6 +155,7 @@ class WindowHandle final : public torch::CustomClassHolder {
   const stream::Bounds bounds_;
   std::shared_ptr<const CheckpointTensors> checkpoint_;  // null without files
   const std::optional<at::ScalarType> dtype_;
+  const std::shared_ptr<ResultMemory> result_memory_;  // null without a dtype
   Conversion conversion_;
   // Of the tensors as they were added.
   std::vector<TensorMemory> memory_;

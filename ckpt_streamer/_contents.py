@@ -100,10 +100,12 @@ def sharing_of(entries: list[Entry]) -> dict[str, str]:
 def calls_of(checkpoint: Checkpoint) -> Counter[str]:
     """Count what unpickling would have called or imported, by its name.
 
-    Of torch's own makers of tensors and the plain containers of Python, nothing.
+    Of torch's own makers of tensors and the plain containers of Python, nothing. No
+    tensor is read.
     """
     found: Counter[str] = Counter()
     seen: set[int] = set()
+    tree = checkpoint.tree
     left = [checkpoint.root]
     while left:
         value = left.pop()
@@ -115,24 +117,23 @@ def calls_of(checkpoint: Checkpoint) -> Counter[str]:
                 continue
             seen.add(value.node)
         if isinstance(value, OpaqueObject):
-            left += [value.callable, value.args, value.kwargs, value.state]
-            left += [value.items, value.entries]
+            nodes = [node for node in tree.parts(value.node)[:4] if node >= 0]
+            nodes += tree.items(value.node)
+            nodes += tree.handle.entry_values(value.node).tolist()
+            left += tree.values_but_tensors(nodes)
+            left += [key for key in value.entries if isinstance(key, OpaqueGlobal)]
         elif isinstance(value, MappingNode):
             if value.type_name not in {"dict", "collections.OrderedDict"}:
                 found[value.type_name] += 1
-            left += [each for each in value.made_values() if _may_call(each)]
+            left += tree.values_but_tensors(list(value.nodes().values()))
             left += [key for key in value if isinstance(key, OpaqueGlobal)]
         elif isinstance(value, SequenceNode):
-            left += [each for each in value if _may_call(each)]
+            left += tree.values_but_tensors(value.nodes())
         elif isinstance(value, (tuple, frozenset)):
             left += list(value)
         elif isinstance(value, dict):
             left += list(value.values())
     return found
-
-
-def _may_call(value: object) -> bool:
-    return not isinstance(value, (Tensor, str, bytes, int, float, complex))
 
 
 @dataclass

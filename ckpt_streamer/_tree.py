@@ -193,13 +193,20 @@ class Tree:
             nodes = values
         return set(map(hashable, self.values([key for key in set(keys) if key >= 0])))
 
+    def values_but_tensors(self, nodes: list[int]) -> list[Any]:
+        """Make the values of those that are no tensors, of which nothing is read."""
+        tensor_kind = 3
+        kinds = self.handle.kinds(nodes).tolist()
+        pairs = zip(nodes, kinds, strict=True)
+        return list(self.values([node for node, kind in pairs if kind != tensor_kind]))
+
     def _add_plain(self, nodes: list[int], made: dict[int, Any]) -> list[int]:
         """Make the values that are not made yet; return the nodes of empty ones."""
         new = [node for node in dict.fromkeys(nodes) if node not in made]
         leaves = []
         unfilled = []
         for node, kind in zip(new, self.handle.kinds(new).tolist(), strict=True):
-            if kind == 0:
+            if kind not in {1, 2}:
                 leaves.append(node)
                 continue
             made[node] = [] if kind == 1 else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 import ckpt_streamer
 from ckpt_streamer import Checkpoint
-from ckpt_streamer._contents import differences_of, look_at
+from ckpt_streamer._contents import calls_of, differences_of, look_at
 
 MIB = 1024 * 1024
 LIMIT_MIB = 8
@@ -103,6 +104,51 @@ def test_names_that_repeat(tmp_path: Path) -> None:
         health = look_at(checkpoint, lambda _: None)
     assert health.nan == {"a.b": 1}
     assert (health.tensors, health.elements) == (2, 1024 * 4096 + 3)
+
+
+class Named:
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+class Stack(list[Any]):
+    pass
+
+
+class Table(dict[str, Any]):
+    pass
+
+
+def test_calls_are_counted_without_reading_a_tensor(tmp_path: Path) -> None:
+    """Of unaligned storages, as the old format has them, tensors would be copies."""
+
+    def big() -> torch.Tensor:
+        return torch.zeros(MIB)
+
+    stack = Stack([Named(x=Fraction(1, 2)), big()])
+    tree = {
+        **{f"w{i}": big() for i in range(4)},
+        "list": [big(), (big(), {"a": big()}), {3: Fraction(1, 3)}],
+        "object": Named(weight=big(), others=[big()], table=Table(a=big())),
+        "stack": stack,
+    }
+    path = tmp_path / "old.pt"
+    torch.save(tree, path, _use_new_zipfile_serialization=False)
+    with ckpt_streamer.open(path, LIMIT_MIB) as checkpoint:
+        before = bytes_read()
+        calls = calls_of(checkpoint)
+        assert bytes_read() - before < MIB
+    assert calls == {
+        "fractions.Fraction": 2,
+        f"{__name__}.Named": 2,
+        f"{__name__}.Stack": 1,
+        f"{__name__}.Table": 1,
+    }
+
+
+def bytes_read() -> int:
+    """By system calls of this process, from any file."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def compared(

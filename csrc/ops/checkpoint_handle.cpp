@@ -220,7 +220,10 @@ at::Tensor CheckpointHandle::kinds(const std::vector<int64_t>& nodes) const {
   for (const int64_t node : nodes) {
     const NodeKind kind = tree.kind(checked(node));
     kinds.push_back(
-        kind == NodeKind::kList ? 1 : (kind == NodeKind::kDict ? 2 : 0));
+        kind == NodeKind::kList     ? 1
+        : kind == NodeKind::kDict   ? 2
+        : kind == NodeKind::kTensor ? 3
+                                    : 0);
   }
   return at::tensor(kinds, at::kLong);
 }

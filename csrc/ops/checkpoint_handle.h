@@ -65,7 +65,8 @@ class CheckpointHandle final : public torch::CustomClassHolder {
   std::tuple<at::Tensor, at::Tensor, at::Tensor> children(
       const std::vector<int64_t>& nodes) const;
 
-  // int64 [nodes]: 1 for a list, 2 for a dict, 0 for any other value.
+  // int64 [nodes]: 1 for a list, 2 for a dict, 3 for a tensor, 0 for any other
+  // value.
   at::Tensor kinds(const std::vector<int64_t>& nodes) const;
 
   // A dict's or object's keys: as TextLot::take() if there are some and all are

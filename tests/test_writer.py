@@ -140,6 +140,27 @@ def test_declared_views_stay_views(tmp_path: Path) -> None:
         writer.write("row", base[1])
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_tensor_that_could_not_be_read_may_be_written_again(
+    suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    weight = torch.arange(12.0).view(3, 4)
+    with create(path, {"w": weight, "row": weight[1]}, tied="copy") as writer:
+        with pytest.raises((RuntimeError, ValueError)) as error:
+            writer.write("w", torch.empty(3, 4, device="meta"))
+        assert "is written a second time" not in str(error.value)
+        with pytest.raises((RuntimeError, ValueError)):
+            writer.write("row", torch.empty(4, device="meta"))
+        writer.write("w", weight)
+        writer.write("row", weight[1])
+        with pytest.raises(ValueError, match="'w' is written a second time"):
+            writer.write("w", weight)
+    found = load(path)
+    assert torch.equal(found["w"], weight)
+    assert torch.equal(found["row"], weight[1])
+
+
 def conjugate_and_negative() -> list[Tensor]:
     """Views with both bits and with none, whole and transposed, above 4 MiB too."""
     tensors = [

@@ -275,18 +275,19 @@ at::Tensor WriterHandle::span_of(size_t position, const at::Tensor& tensor)
 void WriterHandle::write_at(size_t position, const at::Tensor& tensor) {
   check_matches(position, tensor);
   const write::Placement& placement = writer_->plan().placements[position];
-  is_written_[position] = true;
-  if (placement.storage == kNoStorage ||
-      writer_->is_written(placement.storage)) {
-    return;
+  if (placement.storage != kNoStorage &&
+      !writer_->is_written(placement.storage)) {
+    elements_.hand_out(
+        placement.is_span ? span_of(position, tensor) : tensor.detach(),
+        scalar_type_of(placement.dtype),
+        [&](std::span<const std::byte> bytes) {
+          // From here on it cannot be written again, whatever fails.
+          is_written_[position] = true;
+          writer_->append(placement.storage, bytes);
+          written_bytes_ += bytes.size();
+        });
   }
-  elements_.hand_out(
-      placement.is_span ? span_of(position, tensor) : tensor.detach(),
-      scalar_type_of(placement.dtype),
-      [&](std::span<const std::byte> bytes) {
-        writer_->append(placement.storage, bytes);
-        written_bytes_ += bytes.size();
-      });
+  is_written_[position] = true;
 }
 
 int64_t WriterHandle::size_bytes() {

@@ -185,6 +185,31 @@ def test_pieces_have_the_bits_of_the_whole(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("thread_count", [1, 2, 3])
+@pytest.mark.parametrize("source", [torch.float32, torch.float64], ids=str)
+def test_transposed_pieces_have_the_bits_of_the_whole(
+    source: torch.dtype, thread_count: int, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(thread_count)
+    try:
+        values = torch.full((1501 * 1403,), -1, dtype=torch.int64)
+        values[::3] = 0x7FF0000000000001
+        nans = values.to(torch.int32) if source == torch.float32 else values
+        matrix = nans.view(source)
+        for tensor in (
+            matrix.view(1501, 1403).t(),
+            matrix.view(1403, 19, 79).permute(1, 0, 2),
+            matrix.view(19, 1403, 79).permute(2, 0, 1),
+        ):
+            torch.save({"w": tensor}, tmp_path / "a.pt")
+            path = tmp_path / "b.safetensors"
+            convert(tmp_path / "a.pt", path, torch.bfloat16)
+            assert same_bits(read_target(path)["w"], tensor.to(torch.bfloat16))
+    finally:
+        torch.set_num_threads(before)
+
+
 def nested_checkpoint() -> dict[str, Any]:
     model = torch.nn.Sequential(torch.nn.Linear(30, 20), torch.nn.BatchNorm1d(20))
     base = torch.randn(50, 8)

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "ops/limit_warning.h"
 #include "ops/other_writers.h"
@@ -88,6 +90,82 @@ class WrittenElements::Reader {
   std::unique_ptr<stream::WindowStreamer> streamer_;
 };
 
+// Of a tensor without gaps, which torch converts as one run in the order of its
+// memory, a share for each thread: the elements at the shares' ends that do not
+// fill a multiple of all vectors.
+struct WrittenElements::RunEnds {
+  std::vector<std::pair<int64_t, at::Tensor>>
+      elements;          // by row-major position
+  int64_t position = 0;  // of the next part's first element
+
+  RunEnds(const at::Tensor& tensor, at::ScalarType dtype) {
+    const int64_t count = tensor.numel();
+    const at::Tensor flat =
+        tensor.as_strided({count}, {1}, tensor.storage_offset());
+    std::vector<std::pair<int64_t, int64_t>>
+        strides;  // here, in row-major order
+    int64_t row_major = 1;
+    for (int64_t dim = tensor.dim(); dim-- > 0;) {
+      if (tensor.size(dim) > 1) {
+        strides.emplace_back(tensor.stride(dim), row_major);
+      }
+      row_major *= tensor.size(dim);
+    }
+    std::sort(strides.rbegin(), strides.rend());
+    constexpr int64_t kGrain = at::internal::GRAIN_SIZE;
+    const int64_t shares =
+        std::min<int64_t>(at::get_num_threads(), at::divup(count, kGrain));
+    const int64_t share = at::divup(count, shares);
+    for (int64_t begin = 0; begin < count; begin += share) {
+      const int64_t end = std::min(begin + share, count);
+      const int64_t left = (end - begin) % kVectorElements;
+      const at::Tensor made = flat.narrow(0, end - left, left).to(dtype);
+      for (int64_t i = 0; i < left; ++i) {
+        int64_t rest = end - left + i;
+        int64_t at = 0;
+        for (const auto& [here, there] : strides) {
+          at += rest / here * there;
+          rest %= here;
+        }
+        elements.emplace_back(at, made.narrow(0, i, 1));
+      }
+    }
+    std::sort(elements.begin(), elements.end(), [](auto& left, auto& right) {
+      return left.first < right.first;
+    });
+  }
+
+  // Of the next part, contiguous. Only NaNs depend on where they are.
+  at::Tensor converted(const at::Tensor& part, at::ScalarType dtype) {
+    const int64_t count = part.numel();
+    const int64_t begin = std::exchange(position, position + count);
+    at::Tensor made = part.to(dtype).view({-1});
+    if (!part.isnan().any().item<bool>()) {
+      return made;
+    }
+    const at::Tensor flat = part.view({-1});
+    constexpr int64_t kGrain = at::internal::GRAIN_SIZE;  // one thread's
+    const int64_t whole = count - count % kVectorElements;
+    for (int64_t i = 0; i < whole; i += kGrain) {
+      const int64_t length = std::min(kGrain, whole - i);
+      made.narrow(0, i, length).copy_(flat.narrow(0, i, length));
+    }
+    if (whole < count) {
+      at::Tensor padded = at::zeros({kVectorElements}, flat.options());
+      padded.narrow(0, 0, count - whole)
+          .copy_(flat.narrow(0, whole, count - whole));
+      made.narrow(0, whole, count - whole)
+          .copy_(padded.to(dtype).narrow(0, 0, count - whole));
+    }
+    for (const auto& [at, element] : elements) {
+      if (at >= begin && at < begin + count) {
+        made.narrow(0, at - begin, 1).copy_(element);
+      }
+    }
+    return made;
+  }
+};
+
 Conversion& WrittenElements::conversion_to(at::ScalarType dtype) {
   if (dtype_ != dtype) {
     conversion_.emplace(dtype);
@@ -110,7 +188,19 @@ void WrittenElements::hand_out(
   if (is_flat) {
     hand_out_flat(tensor.view({-1}), dtype, reader, take);
   } else {
-    hand_out_strided(tensor, dtype, reader, take);
+    std::optional<RunEnds> ends;
+    if (tensor.scalar_type() != dtype && tensor.device().is_cpu() &&
+        tensor.numel() * tensor.element_size() > kPieceBytes &&
+        tensor.is_non_overlapping_and_dense() && !tensor.is_neg() &&
+        tensor.element_size() > 1) {  // no conversion of float8 depends on it
+      ends.emplace(tensor, dtype);
+    }
+    hand_out_strided(
+        tensor,
+        dtype,
+        reader,
+        ends.has_value() ? &*ends : nullptr,
+        take);
   }
   reader.end();
 }
@@ -195,6 +285,7 @@ void WrittenElements::hand_out_strided(
     const at::Tensor& tensor,
     at::ScalarType dtype,
     Reader& reader,
+    RunEnds* ends,
     const TakeBytes& take) {
   const int64_t bytes = tensor.numel() * tensor.element_size();
   int64_t dim = 0;
@@ -203,7 +294,9 @@ void WrittenElements::hand_out_strided(
   }
   if (bytes <= kPieceBytes || dim == tensor.dim()) {
     at::Tensor part = tensor.to(at::kCPU).resolve_conj().resolve_neg();
-    if (part.scalar_type() != dtype) {
+    if (ends != nullptr) {
+      part = ends->converted(part.contiguous(), dtype);
+    } else if (part.scalar_type() != dtype) {
       part = part.to(dtype);
     }
     take(bytes_of(part.contiguous()));
@@ -217,6 +310,7 @@ void WrittenElements::hand_out_strided(
         tensor.narrow(dim, begin, std::min(most, size - begin)),
         dtype,
         reader,
+        ends,
         take);
   }
 }

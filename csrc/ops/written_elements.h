@@ -27,7 +27,8 @@ class WrittenElements final {
       : memory_limit_bytes_(memory_limit_bytes) {}
 
   // Hands out the elements of a strided tensor, bit for bit as
-  // tensor.to(dtype).contiguous() has them.
+  // tensor.to(dtype).contiguous() has them; but for NaNs of tensors above 4 MiB
+  // with gaps between their elements, which may come out as other NaNs.
   //
   // Holds 8 MiB at most. Of a contiguous tensor in a private file mapping that
   // is larger than the limit, clean pages are dropped behind, so that no more
@@ -43,6 +44,7 @@ class WrittenElements final {
 
  private:
   class Reader;
+  struct RunEnds;
 
   [[nodiscard]] Conversion& conversion_to(at::ScalarType dtype);
   // Of one dimension, without gaps.
@@ -56,10 +58,13 @@ class WrittenElements final {
       at::ScalarType dtype,
       Reader& reader,
       const TakeBytes& take);
+  // `ends`: of the whole that the tensor is a part of; null where torch would
+  // convert the part alone alike.
   void hand_out_strided(
       const at::Tensor& tensor,
       at::ScalarType dtype,
       Reader& reader,
+      RunEnds* ends,
       const TakeBytes& take);
 
   const uint64_t memory_limit_bytes_;

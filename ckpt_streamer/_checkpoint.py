@@ -392,12 +392,15 @@ def open_within(
 
 def raise_os_error(error: Exception) -> None:
     """Raise what Python's own functions do where a path cannot be opened."""
-    path, colon, text = str(error).partition(": ")
-    if isinstance(error, NotImplementedError) or not colon:
+    if isinstance(error, NotImplementedError):
         return
-    if isinstance(error, ValueError) and os.path.isdir(path):
+    path, found, text = str(error).rpartition(": is a directory")
+    if found and isinstance(error, ValueError) and os.path.isdir(path):
+        text = "is a directory" + text
         raise IsADirectoryError(errno.EISDIR, text, path) from error
-    if text.startswith("cannot open: ") and stat.S_ISREG(os.stat(path).st_mode):
+    path, found, _ = str(error).rpartition(": cannot open: ")
+    is_systems = isinstance(error, RuntimeError)  # no text of a file in it
+    if found and is_systems and stat.S_ISREG(os.stat(path).st_mode):
         builtins.open(path, "rb").close()
 
 

@@ -843,6 +843,22 @@ def test_files_that_cannot_be_opened(tmp_path: Path, path: Path) -> None:
         ckpt_streamer.open(path / "x")
 
 
+@pytest.mark.parametrize("name", ["a: b", "a: cannot open: b", "a: is a directory"])
+def test_colons_in_names_of_files_that_cannot_be_opened(
+    tmp_path: Path, name: str
+) -> None:
+    for use in (ckpt_streamer.open, ckpt_streamer.jit_load):
+        with pytest.raises(FileNotFoundError) as missing:
+            use(tmp_path / name)
+        assert missing.value.filename == str(tmp_path / name)
+    (tmp_path / name).mkdir()
+    for use in (ckpt_streamer.open, ckpt_streamer.jit_load):
+        with pytest.raises(IsADirectoryError) as directory:
+            use(tmp_path / name)
+        assert directory.value.filename == str(tmp_path / name)
+        assert str(directory.value.strerror).startswith("is a directory, expected ")
+
+
 @pytest.mark.usefixtures("as_root")
 def test_a_file_that_may_not_be_read(path: Path) -> None:
     torch.save({}, path)

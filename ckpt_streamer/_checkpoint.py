@@ -196,6 +196,7 @@ class Checkpoint:
 
         Raises:
             IndexError: Not 0 <= begin <= end <= the size of its first dimension.
+            TypeError: ``begin`` or ``end`` is no integer.
             KeyError: There is no tensor of that name.
             ValueError: There are several, it has no dimensions, or the checkpoint
                 is closed.

@@ -17,6 +17,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from itertools import islice
+from operator import index
 from typing import Any, ClassVar, NoReturn
 from weakref import WeakValueDictionary
 
@@ -85,9 +86,17 @@ class Tree:
 
         Raises:
             IndexError: There is no such part.
+            TypeError: A number is no integer.
             KeyError, ValueError: As :meth:`tensor`.
         """
-        return self._named(name, self.handle.slice(name, begin, end))
+        handle = self.handle  # an error once closed
+        begin, end = index(begin), index(end)
+        if not all(-(2**63) <= each < 2**63 for each in (begin, end)):
+            raise IndexError(
+                f"slice [{begin}, {end}) of the tensor {name!r}, expected one within "
+                "its first dimension"
+            )
+        return self._named(name, handle.slice(name, begin, end))
 
     def _named(self, name: str, tensor: Tensor | None) -> Tensor:
         if tensor is None:

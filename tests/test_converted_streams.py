@@ -451,6 +451,15 @@ def test_slices_that_are_not_there(path: Path) -> None:
         assert str(raised.value).startswith(
             f"slice [{begin}, {end}) of the tensor 'w', expected one within [0, 3)"
         )
+    for begin, end in ((0, 2**63), (-(2**63) - 1, 2), (2**70, 2**71)):
+        with pytest.raises(IndexError) as raised:
+            checkpoint.slice("w", begin, end)
+        assert str(raised.value) == (
+            f"slice [{begin}, {end}) of the tensor 'w', expected one within its first "
+            "dimension"
+        )
+    with pytest.raises(TypeError, match="'NoneType' object cannot be interpreted as"):
+        checkpoint.slice("w", 0, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the tensor 'scalar' has no dimensions, exp"):
         checkpoint.slice("scalar", 0, 0)
     with pytest.raises(KeyError, match=f"{path} has no tensor 'x'"):

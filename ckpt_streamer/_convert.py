@@ -63,7 +63,7 @@ def convert(
             ``.pth``, ``.bin`` or ``.ckpt``), unless ``format`` does. With
             ``shard_size``, what the files are named after; see :func:`create`.
         dtype: Floating-point tensors are converted to it, bit for bit as
-            ``.to(dtype)`` does it.
+            ``.to(dtype)`` does it. Of a :class:`Checkpoint`, its own by default.
         select: Which tensors are written; see :func:`open`. Those that are not are
             missing from the tree's dicts, and None in its lists.
         rename: Their names in the target: a function of the name, or a mapping of
@@ -145,6 +145,7 @@ def convert(
                 drop_page_cache=drop_page_cache,
             )
     bounds = bounds.within(source.tree.bounds)
+    dtype = dtype or source.dtype
     slots, names = _renamed(selected(source.slots, select), rename)
     is_flat = _is_flat(source)
     keeps_tree = not is_flat and rename is None and not shard_bytes

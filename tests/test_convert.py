@@ -666,6 +666,17 @@ def test_an_open_checkpoint_is_a_source(tmp_path: Path) -> None:
         convert(checkpoint, tmp_path / "c.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_an_open_checkpoints_dtype_is_the_default(
+    dtype: torch.dtype | None, tmp_path: Path
+) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    target = tmp_path / "b.pt"
+    with ckpt_streamer.open(tmp_path / "a.pt", dtype=torch.bfloat16) as checkpoint:
+        convert(checkpoint, target, dtype)
+    assert read_target(target)["a"].dtype == (dtype or torch.bfloat16)
+
+
 @pytest.mark.parametrize("target", ["out.safetensors", "out.pt"])
 def test_the_limit_holds(target: str, large_checkpoint: Path, tmp_path: Path) -> None:
     with ckpt_streamer.open(large_checkpoint, 4) as checkpoint:

@@ -19,8 +19,9 @@ using WrittenScan = std::function<
 // Moves the run's pages to where no other thread can reach them, looks at them
 // there, merges back byte by byte what was written to meanwhile, and discards
 // them. What a thread may see that writes and reads back in between is said at
-// OtherWriters. Returns 0 or an errno: EINVAL before Linux 5.13, which moves no
-// file mappings. Pages that could not be moved stay where they are.
+// OtherWriters. A fork waits until that is done. Returns 0 or an errno: EINVAL
+// before Linux 5.13, which moves no file mappings. Pages that could not be
+// moved stay where they are.
 //
 // REQUIRES: whole pages of private file mappings, clean a moment ago; scan does
 // not throw.

@@ -10,10 +10,12 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <mutex>
 #include <string_view>
 
 #include "os/advise.h"
 #include "os/residency.h"
+#include "os/threads.h"
 
 // From the kernel's linux/mman.h, for headers older than the kernel that runs.
 #ifndef MADV_COLD
@@ -94,7 +96,17 @@ bool has_locked_memory() noexcept {
   return kilobytes != 0;
 }
 
-int move_away(
+namespace {
+
+// A child that is forked in the middle would have the file's bytes where the
+// written ones are on their way, and the place that they are moved to for ever.
+// Never destroyed: watchers may outlive static objects.
+ForkSafeMutex& no_fork() {
+  static auto* const instance = new ForkSafeMutex;
+  return *instance;
+}
+
+int move_away_while_none_forks(
     const ByteRange& run,
     bool may_be_locked,
     const WrittenScan& scan) noexcept {
@@ -121,8 +133,10 @@ int move_away(
       return error_number;
     }
     const uint64_t middle = run.begin + half * page_size_bytes();
-    const int first = move_away({run.begin, middle}, may_be_locked, scan);
-    const int second = move_away({middle, run.end}, may_be_locked, scan);
+    const int first =
+        move_away_while_none_forks({run.begin, middle}, may_be_locked, scan);
+    const int second =
+        move_away_while_none_forks({middle, run.end}, may_be_locked, scan);
     return first != 0 ? first : second;
   }
   const auto begin = reinterpret_cast<uint64_t>(moved);
@@ -139,6 +153,16 @@ int move_away(
   }
   ::munmap(moved, run.size_bytes());
   return 0;
+}
+
+}  // namespace
+
+int move_away(
+    const ByteRange& run,
+    bool may_be_locked,
+    const WrittenScan& scan) noexcept {
+  const std::lock_guard lock(no_fork());
+  return move_away_while_none_forks(run, may_be_locked, scan);
 }
 
 }  // namespace ckpt_streamer::os

@@ -39,16 +39,18 @@ void* move(const ByteRange& range) noexcept {
       nullptr);
 }
 
-// Brings the file's page to where a written one is that nobody else knows of.
-void uncover_file(const ByteRange& page) noexcept {
+// Brings the file's page to where a written one is that nobody else knows of;
+// false if that is refused.
+bool uncover_file(const ByteRange& page) noexcept {
   if (advise(page, MADV_DONTNEED) == 0) {
-    return;
+    return true;
   }
   // As where a policy forbids it. That pages can be moved is known here.
   void* const copy = move(page);
   if (copy != MAP_FAILED) {
     ::munmap(copy, page.size_bytes());
   }
+  return copy != MAP_FAILED;
 }
 
 // Brings a page that another thread wrote to on its way out back to where it
@@ -61,12 +63,15 @@ void merge_back(uint64_t moved, uint64_t place) noexcept {
   auto* const moved_bytes = static_cast<unsigned char*>(pointer_to(moved));
   auto* const place_bytes = static_cast<unsigned char*>(pointer_to(place));
   std::memcpy(written.data(), moved_bytes, page_size);
-  uncover_file({moved, moved + page_size});
+  // Where the file's page cannot be had, what is in its place stands for it:
+  // the file's bytes, but for what was written there in these microseconds.
+  const bool is_uncovered = uncover_file({moved, moved + page_size});
   for (uint64_t i = 0; i < page_size; ++i) {
-    unsigned char from_file = moved_bytes[i];
+    const std::atomic_ref now(place_bytes[i]);
+    unsigned char from_file =
+        is_uncovered ? moved_bytes[i] : now.load(std::memory_order_relaxed);
     if (written[i] != from_file) {
-      std::atomic_ref(place_bytes[i])
-          .compare_exchange_strong(from_file, written[i]);
+      now.compare_exchange_strong(from_file, written[i]);
     }
   }
 }

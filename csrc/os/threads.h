@@ -25,6 +25,10 @@ namespace ckpt_streamer::os {
 // or another thread's by now, so that it can be neither joined nor detached.
 void leave_with_parent(std::thread thread) noexcept;
 
+// Has every child that is forked from now on run this first: it may be in the
+// midst of anything that other threads of the parent do, and takes no lock.
+void at_fork_in_child(void (*reset)()) noexcept;
+
 // For data of the whole process: nobody else holds it while the process forks,
 // so that the child finds the data whole. It lives for ever.
 class ForkSafeMutex {

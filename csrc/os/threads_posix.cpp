@@ -130,6 +130,10 @@ void leave_with_parent(std::thread thread) noexcept {
   ::new (place.data()) std::thread(std::move(thread));
 }
 
+void at_fork_in_child(void (*reset)()) noexcept {
+  (void)::pthread_atfork(nullptr, nullptr, reset);  // no memory: without it
+}
+
 TensorWrites::TensorWrites() noexcept {
   if (own_thread != nullptr) {
     own_thread->may_write = true;

@@ -1,5 +1,8 @@
 #include "stream/own_reads.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -49,6 +52,27 @@ TEST(a_reader_waits_for_a_turn_that_is_under_way) {
   is_done = true;
   watcher.join();
   EXPECT_EQ(overlaps.load(), 0);
+}
+
+TEST(a_forked_child_counts_its_own_threads_alone) {
+  const EvictionTurn others;
+  const OwnReads reads;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    using std::chrono::steady_clock;
+    const bool is_granted = EvictionTurn().is_granted();
+    // Of some tries: a busy machine may hold up one.
+    bool waits = true;
+    for (int i = 0; i < 10 && waits; ++i) {
+      const auto begin = steady_clock::now();
+      const OwnReads own;
+      waits = steady_clock::now() - begin >= std::chrono::milliseconds(50);
+    }
+    ::_exit(is_granted && !waits ? 0 : 1);
+  }
+  int status = -1;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 }  // namespace

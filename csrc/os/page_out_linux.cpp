@@ -110,6 +110,9 @@ int PageOut::unmap_blocks(const ByteRange& run) noexcept {
   const Pipe& pipe = pipes_.front();
   const uint64_t most_blocks =
       std::min<uint64_t>(kMostBlocks, pipe.capacity_pages);
+  if (most_blocks == 0) {  // how much the pipe holds could not be read
+    return EAGAIN;
+  }
   for (uint64_t begin = run.begin; begin < run.end;) {
     std::array<iovec, kMostBlocks> bytes;
     size_t count = 0;

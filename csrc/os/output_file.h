@@ -7,6 +7,7 @@
 //       the path names the whole file. There is nothing in between, also when
 //       the process is killed or the machine stops.
 //   I2  What is destroyed before publish() leaves nothing behind.
+//   I3  A process that is forked meanwhile takes nothing away.
 //
 //                    Linux                              macOS, and file systems
 //                                                       without O_TMPFILE
@@ -98,6 +99,7 @@ class OutputFile final : public ByteSink {
   // Being written to the disk, to be dropped next.
   ByteRange written_back_;
   bool is_published_ = false;
+  int64_t owner_process_;
 };
 
 }  // namespace ckpt_streamer::os

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "os/output_file.h"
 #include "os/path_checks.h"
+#include "os/threads.h"
 
 namespace ckpt_streamer::os {
 namespace {
@@ -45,7 +46,10 @@ OutputFile::OutputFile(
     uint64_t size_bytes,
     Cache cache,
     Existing existing)
-    : path_(std::move(path)), cache_(cache), existing_(existing) {
+    : path_(std::move(path)),
+      cache_(cache),
+      existing_(existing),
+      owner_process_(current_process_id()) {
   check_path(path_);
   target_ = followed(path_);
   folder_ = folder_of(target_);
@@ -85,7 +89,8 @@ OutputFile::OutputFile(
 
 OutputFile::~OutputFile() {
   ::close(descriptor_);
-  if (!is_published_ && !temporary_.empty()) {
+  if (!is_published_ && !temporary_.empty() &&
+      owner_process_ == current_process_id()) {
     ::unlink(temporary_.c_str());
   }
 }
@@ -208,7 +213,7 @@ void OutputFile::sync_folder() const {
 }
 
 void OutputFile::withdraw() noexcept {
-  if (is_published_) {
+  if (is_published_ && owner_process_ == current_process_id()) {
     ::unlink(target_.c_str());
   }
 }

@@ -2,7 +2,10 @@
 
 #include <dirent.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
@@ -11,12 +14,14 @@
 #include <string>
 
 #include "base/error.h"
+#include "refused_calls.h"
 #include "temporary_file.h"
 #include "test_macros.h"
 
 namespace ckpt_streamer::os {
 namespace {
 
+using ckpt_streamer::testing::refuse;
 using ckpt_streamer::testing::TestMapping;
 using Cache = OutputFile::Cache;
 using Existing = OutputFile::Existing;
@@ -202,6 +207,50 @@ TEST(an_output_file_is_dropped_from_the_page_cache) {
     }
     EXPECT_EQ(mapping.bytes()[kSize - 1], 'x');
   }
+}
+
+// Where there are no files without names.
+TEST(a_forked_child_takes_nothing_away) {
+  const Folder folder;
+  const std::string path = folder / "model";
+  const pid_t writing = ::fork();
+  if (writing == 0) {
+    int status = -1;
+    try {
+#ifdef SYS_access
+      EXPECT(refuse({{SYS_access}}));
+#endif
+      std::optional<OutputFile> file(
+          std::in_place,
+          path,
+          4,
+          Cache::kKeep,
+          Existing::kReplace);
+      write(*file, 0, "abcd");
+      const auto in_child = [&](auto act) {
+        const pid_t child = ::fork();
+        if (child == 0) {
+          act();
+          ::_exit(0);
+        }
+        EXPECT_EQ(::waitpid(child, &status, 0), child);
+        EXPECT_EQ(status, 0);
+      };
+      in_child([&] { file.reset(); });
+      EXPECT_EQ(folder.all_names().size(), size_t{1});
+      file->sync();
+      file->publish();
+      in_child([&] { file->withdraw(); });
+      EXPECT_EQ(contents(path), "abcd");
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "%s\n", error.what());
+      ::_exit(1);
+    }
+    ::_exit(0);
+  }
+  int status = -1;
+  EXPECT_EQ(::waitpid(writing, &status, 0), writing);
+  EXPECT_EQ(status, 0);
 }
 
 }  // namespace

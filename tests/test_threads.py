@@ -311,6 +311,38 @@ def test_a_forked_child_reads_on(path: Path, way: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_forked_child_does_not_wait_for_workers_of_its_parent(path: Path) -> None:
+    done = run_python(
+        """
+        import os, signal, sys, threading, warnings
+        import torch
+        import ckpt_streamer
+
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(2)
+        torch.ones(1 << 22).add_(1)  # on several threads
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            is_over = False
+            def run():
+                while not is_over:
+                    pass
+            running = threading.Thread(target=run)
+            running.start()
+            handle = torch.ops.ckpt_streamer.open(sys.argv[1], 4 << 20)
+            while handle.has_next():
+                handle.next()
+            is_over = True
+            running.join()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        """,
+        path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 class Dataset(torch.utils.data.Dataset[float]):
     def __init__(self, path: Path) -> None:
         self.checkpoint = ckpt_streamer.open(path, LIMIT_MB)

@@ -1,8 +1,9 @@
 #include "ops/other_writers.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
-#include <ATen/ops/empty.h>
+#include <ATen/core/Tensor.h>
 
 #include <atomic>
 #include <mutex>
@@ -10,6 +11,10 @@
 
 namespace ckpt_streamer::ops {
 namespace {
+
+// A forked child has none of its parent's intra-op workers, but torch's OpenMP
+// takes them to be there, and waits for them.
+const int64_t loading_process = os::current_process_id();
 
 // Runs `body` on the threads of a parallel region of torch's, the caller
 // included. The region is TensorIterator's: at::parallel_for is a template over
@@ -29,7 +34,8 @@ OtherWriters::~OtherWriters() = default;
 
 bool OtherWriters::may_use_workers() {
 #if AT_PARALLEL_OPENMP
-  return !at::in_parallel_region();
+  return !at::in_parallel_region() &&
+         os::current_process_id() == loading_process;
 #else
   return false;
 #endif
@@ -41,7 +47,8 @@ std::vector<int64_t> OtherWriters::intra_op_threads() {
   }
   const int64_t count = at::get_num_threads();
   if (region_ == nullptr || region_->numel() != count) {
-    at::Tensor elements = at::empty({count}, at::kByte);
+    // Not seen by the dispatch modes of whoever calls.
+    at::Tensor elements(at::detail::empty_cpu({count}, at::kByte));
     region_ = std::make_unique<at::TensorIterator>(
         at::TensorIterator::nullary_op(elements));
   }

@@ -168,7 +168,11 @@ bool BackingFile::shows_cached_pages() const noexcept {
   if (::fstat(descriptor_, &status) != 0) {
     return false;
   }
-  return ::geteuid() == 0 || status.st_uid == ::geteuid() ||
+  // Root is as good as the owner where that one is a user of its namespace;
+  // others are shown as this one (user_namespaces(7)).
+  constexpr uid_t kOverflowUser = 65534;
+  const bool is_root = ::geteuid() == 0 && status.st_uid != kOverflowUser;
+  return is_root || status.st_uid == ::geteuid() ||
          ::faccessat(descriptor_, "", W_OK, AT_EACCESS | AT_EMPTY_PATH) == 0;
 }
 

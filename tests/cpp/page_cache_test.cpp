@@ -1,10 +1,13 @@
 #include "os/page_cache.h"
 
+#include <sched.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
 
 #include "temporary_file.h"
 #include "test_macros.h"
@@ -106,6 +109,32 @@ TEST(cached_bytes_are_counted_exactly) {
   EXPECT_EQ(cached_bytes(*file, {5, 6}), page_size_bytes());
   EXPECT_EQ(cached_bytes(*file, {5, 5}), uint64_t{0});
   EXPECT_EQ(cached_bytes(*file, {0, kSize}), mapping.cached_bytes());
+}
+
+// As in a container of a user's own: being root there says nothing of a file
+// whose owner is not known there. Where it may not be had, the same is not
+// said.
+TEST(root_of_a_namespace_sees_no_pages_of_users_outside) {
+  const TemporaryFile file(page_size_bytes());
+  if (::geteuid() != 0 || ::chown(file.path().c_str(), 12345, 12345) != 0) {
+    return;
+  }
+  EXPECT_EQ(::chmod(file.path().c_str(), 0644), 0);
+  const TestMapping mapping(file.path(), page_size_bytes(), MAP_PRIVATE);
+  const auto backing = BackingFile::behind(mapping.range().begin);
+  EXPECT(backing != nullptr);
+  EXPECT(backing->shows_cached_pages());
+  const pid_t child = ::fork();
+  if (child == 0) {
+    if (::unshare(CLONE_NEWUSER) != 0) {
+      ::_exit(0);
+    }
+    std::ofstream("/proc/self/uid_map") << "0 0 1";
+    ::_exit(::geteuid() == 0 && !backing->shows_cached_pages() ? 0 : 1);
+  }
+  int status = -1;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 }  // namespace

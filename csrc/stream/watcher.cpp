@@ -89,6 +89,8 @@ struct Watcher::State {
   uint64_t live_generation = 0;  // of the two above
   // Whether the rest is expected not to be read.
   bool is_rest_quiet = false;
+  bool is_resting = false;  // the thread, as a slow look suffices
+  bool is_called = false;   // from that
   bool is_stopped = false;
   WatchFigures figures;
 };
@@ -122,9 +124,16 @@ class Watcher::Lookout {
         state_.figures.undropped_bytes = total_bytes(state_.ranges);
         return;
       }
-      state_.changed.wait_for(lock_, time_to_next_look(), [&] {
-        return state_.is_stopped || generation_ != state_.generation;
+      const nanoseconds sleep = time_to_next_look();
+      state_.is_resting = sleep >= kRest;
+      state_.changed.wait_for(lock_, sleep, [&] {
+        return state_.is_stopped || state_.is_called ||
+               generation_ != state_.generation;
       });
+      state_.is_resting = false;
+      if (std::exchange(state_.is_called, false)) {
+        last_activity_ = Clock::now();
+      }
     }
   }
 
@@ -739,8 +748,16 @@ void Watcher::set_live(
 }
 
 void Watcher::nothing_is_live() noexcept {
-  const Pause pause(*this);
-  state_->is_rest_quiet = false;
+  {
+    const Pause pause(*this);
+    state_->is_rest_quiet = false;
+    if (!state_->is_resting) {
+      return;
+    }
+    state_->is_called = true;
+  }
+  // The reader may begin at full speed, of which a rest is 150 MB.
+  state_->changed.notify_one();
 }
 
 void Watcher::stop() noexcept {

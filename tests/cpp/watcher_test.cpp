@@ -3,11 +3,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -98,6 +101,52 @@ TEST(what_fits_the_limit_by_half_is_left_alone) {
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   EXPECT_EQ(mapping.resident().clean_bytes, kSize);
   EXPECT_EQ(watcher.figures().evicted_bytes, uint64_t{0});
+}
+
+// How often the process's other thread has gone to sleep.
+uint64_t sleep_count() {
+  namespace fs = std::filesystem;
+  for (const auto& task : fs::directory_iterator("/proc/self/task")) {
+    if (task.path().filename() == std::to_string(::getpid())) {
+      continue;
+    }
+    std::ifstream status(task.path() / "status");
+    std::string line;
+    while (std::getline(status, line)) {
+      unsigned long long count = 0;
+      if (std::sscanf(line.c_str(), "voluntary_ctxt_switches: %llu", &count) ==
+          1) {
+        return count;
+      }
+    }
+  }
+  return 0;
+}
+
+TEST(a_watcher_at_rest_is_woken_when_a_tensor_above_the_limit_is_live) {
+  const TemporaryFile file(kSize);
+  const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+  Watcher watcher(os::ScanMethod::kBest);
+  watcher.watch({mapping.range()}, kLimit);
+  std::vector<std::chrono::steady_clock::duration> times;
+  for (int i = 0; i < 11; ++i) {
+    // As if all that is mapped were from before: it looks every 5 ms.
+    watcher.set_live({}, ~uint64_t{0});
+    mapping.touch();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    const uint64_t evicted_before = watcher.figures().evicted_bytes;
+    // From the moment at which it has looked, and sleeps again.
+    const uint64_t sleeps_before = sleep_count();
+    while (sleep_count() == sleeps_before) {
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    watcher.nothing_is_live();
+    while (watcher.figures().evicted_bytes == evicted_before) {
+    }
+    times.push_back(std::chrono::steady_clock::now() - begin);
+  }
+  std::sort(times.begin(), times.end());
+  EXPECT(times[times.size() / 2] < std::chrono::milliseconds(3));
 }
 
 TEST(watching_loses_no_write) {

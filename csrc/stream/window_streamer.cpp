@@ -391,6 +391,8 @@ void WindowStreamer::drop_live(const ByteRange& next) {
   }
   record(result, kept_bytes);
   figures_.undropped_bytes += result.remaining_bytes;
+  const uint64_t mapped_bytes = residency_.mapped_file_bytes();
+  mapped_before_live_ = mapped_bytes - std::min(mapped_bytes, kept_bytes);
 }
 
 void WindowStreamer::take_share(uint64_t needed_bytes, uint64_t least_bytes) {
@@ -685,7 +687,9 @@ void WindowStreamer::tell_what_is_live() {
   for (const ByteRange& extent : in_fault_blocks(live_.extents())) {
     append_owned(extent, live);
   }
-  watcher_.set_live(std::move(live), residency_.mapped_file_bytes());
+  watcher_.set_live(
+      std::move(live),
+      live_.empty() ? residency_.mapped_file_bytes() : mapped_before_live_);
 }
 
 void WindowStreamer::watch_if_over_limit() {

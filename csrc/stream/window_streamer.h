@@ -318,6 +318,7 @@ class WindowStreamer {
   std::optional<LiveRanges> live_ranges_;  // if anything is mapped
   os::Residency residency_;
   plan::Window live_;
+  uint64_t mapped_before_live_ = 0;  // os::Residency::mapped_file_bytes()
   // Around the pieces since the last empty one, or where those before it ended:
   // some of a copy's pieces are read twice.
   ByteRange pieces_;

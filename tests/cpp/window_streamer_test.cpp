@@ -136,6 +136,29 @@ TEST(what_is_read_again_of_earlier_windows_is_given_back) {
   }
 }
 
+// The watcher looks closer when more is mapped than the window accounts for:
+// also than one of which all has been made resident in advance.
+TEST(what_is_read_again_beside_a_pinned_window_is_given_back) {
+  constexpr uint64_t kLimit = 12 * kMiB;
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  std::vector<ByteRange> spans;  // each at an edge of its block
+  for (uint64_t i = 0; i < kFileSize; i += 2 * kMiB) {
+    const uint64_t begin = mapping.range().begin + i;
+    spans.push_back({begin, begin + kMiB});
+  }
+  WindowStreamer streamer(spans, kLimit);
+  streamer.enter(0);
+  streamer.watch_if_over_limit();
+  streamer.enter(1);
+  streamer.watch_if_over_limit();
+  const uint64_t live_bytes = mapping.resident().clean_bytes;
+  EXPECT(live_bytes >= 8 * kMiB);
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  touch({mapping.range().begin, mapping.range().begin + 6 * kMiB});
+  EXPECT(comes_to_hold(mapping, kLimit));
+}
+
 TEST(a_window_that_is_read_is_left_alone) {
   const TemporaryFile file(kFileSize);
   for (const uint64_t limit : {8 * kMiB, 32 * kMiB}) {
@@ -203,6 +226,7 @@ TEST(what_pieces_have_left_behind_is_not_read_ahead) {
     // As a copy ends: with one of them once more, then none.
     streamer.enter_piece({large.begin + 4 * kMiB, large.begin + 8 * kMiB});
     streamer.enter_piece({});
+    EXPECT(comes_to_be_cached(large.end));  // no earlier request is under way
     ckpt_streamer::testing::make_cold(file.path());
     streamer.enter_piece({});
     EXPECT(comes_to_be_cached(large.end));

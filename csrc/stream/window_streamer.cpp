@@ -316,20 +316,50 @@ std::optional<os::DropResult> WindowStreamer::drop_at_once(
   return sum;
 }
 
-void WindowStreamer::record(
+void WindowStreamer::note_drop(
     const os::DropResult& result,
-    uint64_t kept_bytes) noexcept {
-  // Of what could not be dropped before, some may be found again.
-  const uint64_t resident_bytes = std::min(
-      all_extents_bytes_,
-      figures_.undropped_bytes + result.found_bytes + kept_bytes);
-  note_resident(resident_bytes);
+    uint64_t resident_bytes) noexcept {
+  note_resident(std::min(all_extents_bytes_, resident_bytes));
   peak_held_bytes_ = held_bytes_;
   figures_.evicted_bytes +=
       result.found_bytes - std::min(result.found_bytes, result.remaining_bytes);
-  if (result.remaining_bytes > 0) {
+  note_drop_error(result);
+}
+
+void WindowStreamer::note_drop_error(const os::DropResult& result) noexcept {
+  if (result.error_number != 0) {
     figures_.drop_error = result.error_number;
+    is_refused_ = true;
   }
+}
+
+void WindowStreamer::note_drop_of_live(
+    const os::DropResult& result,
+    uint64_t kept_bytes) noexcept {
+  const uint64_t found_bytes = result.found_bytes + kept_bytes;
+  const uint64_t left_before = figures_.undropped_bytes;
+  if (is_refused_ || result.error_number != 0) {
+    // It stays, and to look at all of it each time would be dear. Some of what
+    // was left before may be found again.
+    figures_.undropped_bytes += result.remaining_bytes;
+    note_drop(result, left_before + found_bytes);
+  } else if (left_before > 0 || result.remaining_bytes > 0) {
+    // Read again meanwhile: it may be found again, or be gone by now.
+    const uint64_t left_bytes = count_own_resident();
+    figures_.undropped_bytes = left_bytes - std::min(left_bytes, kept_bytes);
+    note_drop(
+        result,
+        left_bytes + result.found_bytes -
+            std::min(result.found_bytes, result.remaining_bytes));
+  } else {
+    note_drop(result, found_bytes);
+  }
+}
+
+void WindowStreamer::note_drop_of_all(const os::DropResult& result) noexcept {
+  is_refused_ = false;
+  note_drop_error(result);
+  figures_.undropped_bytes = result.remaining_bytes;
 }
 
 void WindowStreamer::note_resident(uint64_t resident_bytes) noexcept {
@@ -351,12 +381,9 @@ void WindowStreamer::begin_if_idle() {
     // read since a release is.
     const os::DropResult result = drop(all_extents_, other_threads_.writers());
     if (was_live_) {
-      record(result, 0);
+      note_drop(result, result.found_bytes);
     }
-    figures_.undropped_bytes = result.remaining_bytes;
-    if (result.remaining_bytes > 0) {
-      figures_.drop_error = result.error_number;
-    }
+    note_drop_of_all(result);
     is_live_ = true;
     was_live_ = true;
   }
@@ -389,8 +416,7 @@ void WindowStreamer::drop_live(const ByteRange& next) {
   if (cache_dropper_.has_value()) {
     cache_dropper_->add(ranges);
   }
-  record(result, kept_bytes);
-  figures_.undropped_bytes += result.remaining_bytes;
+  note_drop_of_live(result, kept_bytes);
   const uint64_t mapped_bytes = residency_.mapped_file_bytes();
   mapped_before_live_ = mapped_bytes - std::min(mapped_bytes, kept_bytes);
 }
@@ -785,8 +811,8 @@ void WindowStreamer::pin_edges(const ByteRange& extent) {
         residency_.populate(range);
       }
       const os::DropResult result = drop(outside, other_threads_.writers());
-      record(result, 0);
-      figures_.undropped_bytes += result.remaining_bytes;
+      // What remains is found again with the whole block.
+      note_drop(result, figures_.undropped_bytes + result.found_bytes);
       // At most once: what has been split is single pages.
       missing = result.has_split ? std::exchange(inside, {})
                                  : std::vector<ByteRange>();
@@ -823,29 +849,31 @@ void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
   watcher_.stop();
   read_ahead_.stop();
   figures_.prefetched_bytes = read_ahead_.prefetched_bytes();
-  figures_.undropped_bytes = 0;  // all of it is looked at again
   // Before the drop, or two streams that end at once pass over what both had.
   if (live_ranges_.has_value()) {
     live_ranges_->set({});
   }
   const os::DropResult result = drop(all_extents_, other_writers);
-  record(result, 0);
-  figures_.undropped_bytes = result.remaining_bytes;
+  note_drop(result, result.found_bytes);
+  note_drop_of_all(result);
   drop_all_cached();
   live_.clear();
   pieces_ = {};
   is_live_ = false;
 }
 
-uint64_t WindowStreamer::resident_bytes() noexcept {
-  uint64_t bytes = 0;
+uint64_t WindowStreamer::count_own_resident() noexcept {
   try {
-    bytes = live_ranges_.has_value() && live_ranges_->has_neighbours()
-                ? residency_.count_resident(own_parts(all_extents_))
-                : residency_.count_resident(all_extents_);
+    if (live_ranges_.has_value() && live_ranges_->has_neighbours()) {
+      return residency_.count_resident(own_parts(all_extents_));
+    }
   } catch (...) {  // no memory
-    bytes = residency_.count_resident(all_extents_);
   }
+  return residency_.count_resident(all_extents_);
+}
+
+uint64_t WindowStreamer::resident_bytes() noexcept {
+  const uint64_t bytes = count_own_resident();
   if (is_live_) {
     note_resident(bytes);
   }

@@ -64,7 +64,8 @@ struct StreamFigures {
   uint64_t peak_watched_bytes = 0;
   // Of a budget: how far it was ever above the share at that moment.
   uint64_t over_share_bytes = 0;
-  // Clean resident bytes that the last drop found and could not drop.
+  // Clean resident bytes that stayed when pages were last dropped: refused, or
+  // read again by another thread meanwhile.
   uint64_t undropped_bytes = 0;
   // Why: an errno, 0 if none.
   int drop_error = 0;
@@ -275,8 +276,19 @@ class WindowStreamer {
       os::OtherWriters other_writers) noexcept;
   // Nothing is dropped if there is no gain.
   std::optional<os::DropResult> drop_at_once(std::span<const ByteRange> ranges);
-  // `kept_bytes`: what was clean and resident and not to be dropped.
-  void record(const os::DropResult& result, uint64_t kept_bytes) noexcept;
+  // `resident_bytes`: what was clean and resident before.
+  void note_drop(
+      const os::DropResult& result,
+      uint64_t resident_bytes) noexcept;
+  void note_drop_error(const os::DropResult& result) noexcept;
+  // `kept_bytes`: what was clean and resident and not to be dropped. O(pages)
+  // if something stays that is not refused.
+  void note_drop_of_live(
+      const os::DropResult& result,
+      uint64_t kept_bytes) noexcept;
+  void note_drop_of_all(const os::DropResult& result) noexcept;
+  // Without what is live elsewhere only.
+  [[nodiscard]] uint64_t count_own_resident() noexcept;
   // The part of [range) in the mappings that back the spans.
   void append_owned(const ByteRange& range, std::vector<ByteRange>& ranges)
       const;
@@ -323,7 +335,8 @@ class WindowStreamer {
   // some of a copy's pieces are read twice.
   ByteRange pieces_;
   bool is_live_ = false;
-  bool was_live_ = false;  // ever
+  bool was_live_ = false;    // ever
+  bool is_refused_ = false;  // a drop, since all was last dropped
   uint64_t held_bytes_ = 0;
   uint64_t peak_held_bytes_ = 0;  // since pages were last dropped
   ReadAhead read_ahead_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -445,6 +446,57 @@ TEST(without_page_tables_the_excess_is_told) {
   EXPECT_EQ(streamer.figures().evicted_bytes, uint64_t{0});
   EXPECT(streamer.figures().peak_resident_bytes >= kFileSize - 4 * kMiB);
   EXPECT(streamer.figures().drop_error != 0);
+}
+
+TEST(what_another_thread_reads_again_is_counted_once) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  const std::vector<ByteRange> spans = cut(mapping.range(), 64, 300000);
+  for (const uint64_t limit : {4 * kMiB, 32 * kMiB}) {
+    const OtherThreads none{[] { return os::OtherWriters::kNone; }, {}};
+    WindowStreamer streamer(spans, limit, none);
+    const size_t last = streamer.window_ends().size() - 1;
+    // A refusal stays known, also when nothing is refused afterwards.
+    EXPECT_EQ(
+        ::mlock2(
+            const_cast<char*>(mapping.bytes()),
+            os::page_size_bytes(),
+            MLOCK_ONFAULT),  // else it is written to
+        0);
+    (void)mapping.bytes()[0];
+    streamer.enter(0);
+    streamer.enter(last);
+    EXPECT_EQ(streamer.figures().drop_error, EINVAL);
+    EXPECT(streamer.figures().undropped_bytes >= os::page_size_bytes());
+    ::munlock(const_cast<char*>(mapping.bytes()), os::page_size_bytes());
+    streamer.release();
+    EXPECT_EQ(streamer.figures().undropped_bytes, uint64_t{0});
+
+    // Of each window, something is read again while it is dropped.
+    std::atomic<bool> ends = false;
+    std::thread reader([&] {
+      while (!ends) {
+        for (size_t i = 0; i < spans.size(); i += 4) {
+          (void)*reinterpret_cast<const volatile char*>(spans[i].begin);
+        }
+      }
+    });
+    for (int pass = 0; pass < 30; ++pass) {
+      for (size_t window = 0; window <= last; ++window) {
+        streamer.enter(window);
+      }
+    }
+    ends = true;
+    reader.join();
+    const uint64_t resident = mapping.resident().clean_bytes;
+    streamer.enter(0);
+    EXPECT(streamer.figures().undropped_bytes <= resident);
+    EXPECT_EQ(streamer.figures().drop_error, EINVAL);
+    streamer.release();
+    streamer.enter(0);
+    streamer.enter(last);
+    EXPECT_EQ(streamer.figures().undropped_bytes, uint64_t{0});
+  }
 }
 
 TEST(a_large_window_is_dropped_by_several_threads) {

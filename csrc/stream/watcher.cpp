@@ -367,6 +367,9 @@ class Watcher::Lookout {
 
   void take_over_what_is_known(const std::vector<ByteRange>& ranges) {
     came_bytes_ = 0;
+    // Before they are compared, or what is passed over comes at each look.
+    leave_alone_what_is_live_elsewhere(seen_);
+    leave_alone_what_is_live_elsewhere(blocks_);
     std::vector<Block> merged;
     merged.reserve(seen_.size() + 16);
     auto known = blocks_.begin();
@@ -409,18 +412,17 @@ class Watcher::Lookout {
       }
     }
     std::swap(blocks_, merged);
-    leave_alone_what_is_live_elsewhere();
     resident_bytes_ = 0;
     for (const Block& block : blocks_) {
       resident_bytes_ += block.clean_bytes;
     }
   }
 
-  void leave_alone_what_is_live_elsewhere() {
+  void leave_alone_what_is_live_elsewhere(std::vector<Block>& blocks) const {
     if (own_live_ranges_ == nullptr || !own_live_ranges_->has_neighbours()) {
       return;
     }
-    for (Block& block : blocks_) {
+    for (Block& block : blocks) {
       if (block.clean_bytes > 0 &&
           own_live_ranges_->is_live_elsewhere(block.range)) {
         block.clean_bytes = 0;

@@ -103,6 +103,32 @@ TEST(what_fits_the_limit_by_half_is_left_alone) {
   EXPECT_EQ(watcher.figures().evicted_bytes, uint64_t{0});
 }
 
+TEST(what_is_live_elsewhere_does_not_come_again_at_each_look) {
+  const TemporaryFile file(kSize);
+  const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+  const ByteRange range = mapping.range();
+  const uint64_t middle = range.begin + kSize / 2;
+  const LiveRanges own(range);
+  LiveRanges elsewhere(range);
+  elsewhere.set(std::vector<ByteRange>{{middle, range.end}});
+  mapping.touch();
+  const ByteRange first_half = {range.begin, middle};
+  os::Residency().drop_resident({&first_half, 1});
+  Watcher watcher(os::ScanMethod::kBest);
+  watcher.leave_alone_what_is_live_elsewhere(own);
+  watcher.watch({range}, kSize);
+  // Less than half of the limit, slowly: nothing is to be evicted for that.
+  constexpr uint64_t kRead = 24 * kMiB;
+  for (uint64_t at = 0; at < kRead; at += 2 * kMiB) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    for (uint64_t i = at; i < at + 2 * kMiB; i += os::page_size_bytes()) {
+      (void)mapping.bytes()[i];
+    }
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_EQ(watcher.figures().evicted_bytes, uint64_t{0});
+}
+
 // How often the process's other thread has gone to sleep.
 uint64_t sleep_count() {
   namespace fs = std::filesystem;

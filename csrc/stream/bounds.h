@@ -20,7 +20,8 @@ struct Bounds {
   bool drop_page_cache;
   // What the stream shares with others; null if it has the limit to itself.
   std::shared_ptr<MemoryBudget> budget;
-  // What the caller holds beside pages, and is to be in the stream's share.
+  // What the caller holds beside pages, on top of memory_limit_bytes, and is to
+  // be in the stream's share.
   uint64_t beside_bytes = 0;
 };
 

@@ -426,9 +426,9 @@ void WindowStreamer::take_share(uint64_t needed_bytes, uint64_t least_bytes) {
   const uint64_t given_bytes = share_->take(
       {.needed_bytes = needed_bytes + beside_bytes,
        .least_bytes = least_bytes + beside_bytes,
-       .most_bytes = std::max(
-           bounds_.memory_limit_bytes,
-           MemoryBudget::least_bytes() + beside_bytes)});
+       .most_bytes =
+           beside_bytes +
+           std::max(bounds_.memory_limit_bytes, MemoryBudget::least_bytes())});
   set_limit(given_bytes - beside_bytes, needed_bytes);
 }
 

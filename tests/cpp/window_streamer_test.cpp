@@ -652,6 +652,18 @@ TEST(the_limit_holds_beside_a_stream_that_prefers_huge_pages) {
   EXPECT(peak_of(streamer, spans, mapping) <= 4 * kMiB);
 }
 
+TEST(what_is_held_beside_a_share_is_on_top_of_the_limit) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  Bounds bounds(28 * kMiB);
+  bounds.beside_bytes = 4 * kMiB;
+  bounds.budget = std::make_shared<MemoryBudget>(256 * kMiB);
+  WindowStreamer streamer({mapping.range()}, bounds);
+  streamer.enter(0);  // larger than the limit: as much as may be
+  EXPECT_EQ(streamer.window_limit_bytes(), 28 * kMiB);
+  EXPECT_EQ(bounds.budget->held_bytes(), 32 * kMiB);
+}
+
 TEST(a_streamer_goes_from_thread_to_thread) {
   const TemporaryFile file(kFileSize);
   const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);

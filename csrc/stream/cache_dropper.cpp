@@ -7,12 +7,18 @@
 #include <utility>
 
 #include "os/page_cache.h"
+#include "os/residency.h"
 
 namespace ckpt_streamer::stream {
 namespace {
 
 // Of a stream in an order of its reader's own, there may be thousands.
 constexpr size_t kMostRangesLookedAtAgain = 64;
+
+constexpr plan::WindowRules kAnyBytes{
+    std::numeric_limits<uint64_t>::max(),
+    /*block_bytes=*/1,
+    0};
 
 // What the kernel reads around a page that is touched: a block and the next
 // one, or its readahead of some MiB on both sides.
@@ -65,10 +71,22 @@ std::vector<ByteRange> blocks_in_file(
   return blocks;
 }
 
+// Where what lies at the range's beginning ends: a mapping of a file, or what
+// lies before the next one; at the range's end at most.
+uint64_t end_of_mapping_at(const ByteRange& range) {
+  const std::vector<ByteRange> mappings = os::private_file_mappings(range);
+  if (mappings.empty()) {
+    return range.end;
+  }
+  const ByteRange& first = mappings.front();
+  return std::min(
+      range.end,
+      first.begin > range.begin ? first.begin : first.end);
+}
+
 }  // namespace
 
-CacheDropper::CacheDropper()
-    : added_({std::numeric_limits<uint64_t>::max(), /*block_bytes=*/1, 0}) {}
+CacheDropper::CacheDropper() : added_(kAnyBytes), unreachable_(kAnyBytes) {}
 
 void CacheDropper::add(std::span<const ByteRange> ranges) {
   for (const ByteRange& range : ranges) {
@@ -86,7 +104,10 @@ uint64_t CacheDropper::drop_range(
   for (ByteRange rest = range; !rest.empty();) {
     const auto file = files_.file_at(rest.begin);
     if (file == nullptr) {
-      break;
+      const ByteRange unreachable{rest.begin, end_of_mapping_at(rest)};
+      unreachable_.add(unreachable);
+      rest.begin = unreachable.end;
+      continue;
     }
     const ByteRange in_file =
         file->file_range(intersect(rest, file->addresses()));
@@ -108,11 +129,6 @@ uint64_t CacheDropper::drop_range(
 }
 
 void CacheDropper::drop(std::span<const ByteRange> kept) {
-  for (const ByteRange& range : recently_) {
-    if (files_.file_at(range.begin) == nullptr) {
-      unreachable_bytes_ += range.size_bytes();
-    }
-  }
   std::vector<ByteRange> ranges = added_.extents();
   if (ranges.size() > kMostRangesLookedAtAgain) {
     ranges = recently_;

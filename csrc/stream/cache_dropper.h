@@ -44,9 +44,10 @@ class CacheDropper {
   [[nodiscard]] uint64_t undropped_bytes() const noexcept {
     return undropped_bytes_;
   }
-  // Of what was added, the bytes whose file could not be opened again.
+  // Of what was added, the bytes whose file could not be opened again, counted
+  // once.
   [[nodiscard]] uint64_t unreachable_bytes() const noexcept {
-    return unreachable_bytes_;
+    return unreachable_.extent_bytes();
   }
 
  private:
@@ -55,9 +56,9 @@ class CacheDropper {
 
   BackingFiles files_;
   plan::Window added_;               // all, as disjoint extents
+  plan::Window unreachable_;         // of that, seen so far
   std::vector<ByteRange> recently_;  // added since the last drop
   uint64_t undropped_bytes_ = 0;
-  uint64_t unreachable_bytes_ = 0;
 };
 
 }  // namespace ckpt_streamer::stream

@@ -1,5 +1,6 @@
 #include "stream/cache_dropper.h"
 
+#include "os/advise.h"
 #include "os/residency.h"
 #include "temporary_file.h"
 #include "test_macros.h"
@@ -110,6 +111,34 @@ TEST(memory_without_a_file_is_told) {
   dropper.drop({});
   dropper.drop_all();
   EXPECT_EQ(dropper.unreachable_bytes(), kSize);
+  dropper.add({&range, 1});  // as a second pass does
+  dropper.drop({});
+  EXPECT_EQ(dropper.unreachable_bytes(), kSize);
+}
+
+TEST(what_lies_behind_memory_without_a_file_goes_all_the_same) {
+  const CachedFile file;
+  const TestMapping whole("", 2 * kSize, MAP_PRIVATE | MAP_ANONYMOUS);
+  const uint64_t middle = whole.range().begin + kSize;
+  const int descriptor = ::open(file.path().c_str(), O_RDONLY | O_CLOEXEC);
+  EXPECT(
+      ::mmap(
+          os::pointer_to(middle),
+          kSize,
+          PROT_READ,
+          MAP_PRIVATE | MAP_FIXED,
+          descriptor,
+          0) != MAP_FAILED);
+  ::close(descriptor);
+  CacheDropper dropper;
+  // They come as one, as neighbours do.
+  const ByteRange parts[] = {
+      {whole.range().begin, middle},
+      {middle, whole.range().end}};
+  dropper.add(parts);
+  dropper.drop_all();
+  EXPECT_EQ(dropper.unreachable_bytes(), kSize);
+  EXPECT_EQ(file.mapping().cached_bytes(), uint64_t{0});
 }
 
 }  // namespace

@@ -229,9 +229,17 @@ TEST(what_pieces_have_left_behind_is_not_read_ahead) {
     streamer.enter_piece({});
     EXPECT(comes_to_be_cached(large.end));  // no earlier request is under way
     ckpt_streamer::testing::make_cold(file.path());
+    // The kernel may keep some of it.
+    std::vector<uint64_t> cold;
+    for (uint64_t at = begin; at < large.end; at += 2 * kMiB) {
+      if (!os::is_cached(at)) {
+        cold.push_back(at);
+      }
+    }
+    EXPECT(cold.size() > 12);
     streamer.enter_piece({});
     EXPECT(comes_to_be_cached(large.end));
-    for (uint64_t at = begin; at < large.end; at += 2 * kMiB) {
+    for (const uint64_t at : cold) {
       EXPECT(!os::is_cached(at));
     }
     // The next tensor begins anew, also if it lies before.

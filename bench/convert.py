@@ -36,9 +36,9 @@ COPY = CACHE / "copied.safetensors"
 
 
 def rehearse(limit_mb: int, way: Callable[..., object] = convert) -> None:
-    small = CACHE / "rehearsal.pt"
+    small = CACHE / "convert-rehearsal.pt"
     torch.save({"a": torch.ones(1 << 20)}, small)
-    target = CACHE / "rehearsal.safetensors"
+    target = CACHE / "convert-rehearsal.safetensors"
     way(small, target, torch.bfloat16, memory_limit_mb=limit_mb)
 
 

@@ -22,7 +22,7 @@ class Config:
 # 1.04 GiB in f32. The largest tensor, the embedding, has 96 MiB.
 DEMO = Config("demo", vocabulary=24_576, width=1024, layers=20, heads=16)
 # Of the same structure, to rehearse with: 34 MiB.
-REHEARSAL = Config("rehearsal", vocabulary=8192, width=512, layers=1, heads=8)
+REHEARSAL = Config("demo-rehearsal", vocabulary=8192, width=512, layers=1, heads=8)
 
 
 class LanguageModel(nn.Module):

@@ -95,6 +95,7 @@ bench-peers: build .venv-peers/.installed
 
 bench-open: build
 	$(BIN)/python bench/open.py
+	$(BIN)/python bench/open.py --settled
 
 bench-apply: build
 	$(BIN)/python bench/apply.py --full

@@ -121,7 +121,9 @@ def run_worker(**task: Any) -> Any:
     return json.loads(done.stdout)
 
 
-def measure_times(case: Case, program: Path, threads: int) -> list[dict[str, Any]]:
+def measure_times(
+    case: Case, program: Path, options: argparse.Namespace
+) -> list[dict[str, Any]]:
     files = [case.path, *case.path.parent.glob(f"{case.path.stem}-shard*")]
     for path in files:
         warm(path)
@@ -138,7 +140,8 @@ def measure_times(case: Case, program: Path, threads: int) -> list[dict[str, Any
         ],
         slow_names=case.slow_names,
         round_count=case.round_count,
-        threads=threads,
+        threads=options.threads,
+        settled=options.settled,
     )
     rows = []
     for way, peer in case.pairs:
@@ -146,7 +149,7 @@ def measure_times(case: Case, program: Path, threads: int) -> list[dict[str, Any
             "file": case.title,
             "way": way,
             "peer": peer,
-            "threads": threads,
+            "threads": options.threads,
             "limit_mib": case.limit_mib,
             "more_is_better": True,  # how many times faster
             "ratio": asdict(paired_ratio(seconds[peer], seconds[way])),
@@ -190,6 +193,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds a file")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument(
+        "--settled",
+        action="store_true",
+        help="give free memory back before each pass, as at the start of a process; "
+        "else a pass may find what another has left",
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
         help="small files and 3 rounds; prints, but writes no result",
@@ -223,9 +232,9 @@ def main() -> None:
         rows += measure_memory(cases[0])
     for case in cases:
         if options.only in case.title:
-            rows += measure_times(case, program, options.threads)
+            rows += measure_times(case, program, options)
     if not options.quick and not options.only:
-        print(write_result("open", rows))
+        print(write_result("open-settled" if options.settled else "open", rows))
 
 
 if __name__ == "__main__":

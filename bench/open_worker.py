@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from checkpoints import MIB
 from pages import cached_bytes, resident_bytes, warm
+from settling import settle
 
 import ckpt_streamer
 
@@ -137,6 +138,7 @@ def time_rounds(
     slow_names: list[str],
     round_count: int,
     threads: int,
+    settled: bool,
 ) -> dict[str, list[float]]:
     """Time all ways in each round, in random order.
 
@@ -154,6 +156,8 @@ def time_rounds(
             for path in files:
                 if cached_bytes(path) < path.stat().st_size:
                     warm(path)
+            if settled:
+                settle()
             taken = time_way(ways, name)
             if not is_warm_up:
                 for step, each in taken.items():
@@ -206,6 +210,7 @@ def main() -> None:
             task["slow_names"],
             task["round_count"],
             task["threads"],
+            task["settled"],
         )
     json.dump(figures, sys.stdout)
     sys.stdout.flush()

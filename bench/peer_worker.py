@@ -7,7 +7,6 @@ it writes says whether the way can be used here.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib.metadata
 import json
@@ -16,7 +15,6 @@ import os
 import sys
 import time
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ import torch
 from pages import drop_resident
 from peer_ways import WAYS, Way
 from sampler import Marks
+from settling import settle
 
 
 class Job(NamedTuple):
@@ -33,13 +32,6 @@ class Job(NamedTuple):
     tensor_count: int
     elements: int
     limit_mib: int | None
-
-
-def settle() -> None:
-    """Collect garbage, and give free memory back, as after the start of a process."""
-    gc.collect()
-    with suppress(AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def time_pass(way: Way, job: Job) -> dict[str, float]:

@@ -47,7 +47,6 @@ class EvictingReads:
         """
         self._check_source = check_source
         self._bounds = bounds
-        self._memory_limit_bytes = bounds.memory_limit_bytes
         # Of a tensor that is read at once: it may begin in mid-page.
         self._most_bytes = bounds.memory_limit_bytes - PAGESIZE
         self._handle = _ops.windows(
@@ -108,7 +107,7 @@ class EvictingReads:
                 destination, source, bounds.memory_limit_bytes, bounds.drop_page_cache
             )
             return
-        count = max(1, self._memory_limit_bytes // 2 // source.itemsize)
+        count = max(1, self._bounds.memory_limit_bytes // 2 // source.itemsize)
         pieces = destination.view(-1).split(count), source.view(-1).split(count)
         for target, piece in zip(*pieces, strict=True):
             target.copy_(piece)

@@ -37,6 +37,9 @@ else:
 _LOT = 2048
 _SHOWN_KEYS = 6
 
+# What a handle's kinds() says; see csrc/ops/checkpoint_handle.h.
+_LIST, _DICT, _TENSOR = 1, 2, 3
+
 
 class Tree:
     """The values of one open checkpoint.
@@ -193,10 +196,9 @@ class Tree:
 
     def keys_within(self, node: int) -> set[Any] | None:
         """The keys of all dicts in a dict of dicts, which are not made; else None."""
-        dict_kind = 2
         nodes = [node]
         for _ in range(2):
-            if set(self.handle.kinds(nodes).tolist()) - {dict_kind}:
+            if set(self.handle.kinds(nodes).tolist()) - {_DICT}:
                 return None
             _, values, keys = (each.tolist() for each in self.handle.children(nodes))
             nodes = values
@@ -204,10 +206,9 @@ class Tree:
 
     def values_but_tensors(self, nodes: list[int]) -> list[Any]:
         """Make the values of those that are no tensors, of which nothing is read."""
-        tensor_kind = 3
         kinds = self.handle.kinds(nodes).tolist()
         pairs = zip(nodes, kinds, strict=True)
-        return list(self.values([node for node, kind in pairs if kind != tensor_kind]))
+        return list(self.values([node for node, kind in pairs if kind != _TENSOR]))
 
     def _add_plain(self, nodes: list[int], made: dict[int, Any]) -> list[int]:
         """Make the values that are not made yet; return the nodes of empty ones."""
@@ -215,10 +216,10 @@ class Tree:
         leaves = []
         unfilled = []
         for node, kind in zip(new, self.handle.kinds(new).tolist(), strict=True):
-            if kind not in {1, 2}:
+            if kind not in {_LIST, _DICT}:
                 leaves.append(node)
                 continue
-            made[node] = [] if kind == 1 else {}
+            made[node] = [] if kind == _LIST else {}
             unfilled.append(node)
         made.update(zip(leaves, self.values(leaves), strict=True))
         return unfilled

@@ -6,8 +6,8 @@
 #include <ATen/ops/copy_ops.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
+#include <c10/util/strides.h>
 
-#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -137,14 +137,7 @@ std::optional<uint16_t> nan_of_plain_rounding(
 
 // Also in dimensions of one element, where is_contiguous() takes any.
 bool has_default_strides(const at::Tensor& tensor) {
-  int64_t stride = 1;
-  for (int64_t dim = tensor.dim() - 1; dim >= 0; --dim) {
-    if (tensor.stride(dim) != stride) {
-      return false;
-    }
-    stride *= std::max<int64_t>(tensor.size(dim), 1);
-  }
-  return true;
+  return tensor.strides() == c10::contiguous_strides(tensor.sizes());
 }
 
 at::Tensor empty_like(

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import keyword
+import re
 import warnings
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from examples import examples
-from hypothesis import assume, given
+from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 from leaves import Leaves, differences, leaves_of, read_leaves
 from torch import Tensor, nn
@@ -296,6 +298,11 @@ def state_of(module: torch.jit.ScriptModule) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
+# Of some views, torch.jit.save writes less of the storage than they reach into; what
+# torch.jit.load says of its own archive then.
+_TOO_SHORT = r"out of bounds for storage of size|require a storage of at least"
+
+
 @examples(100)
 @given(tensors=tensor_pools(), data=st.data(), is_lite=st.booleans())
 def test_torchscript_archives(
@@ -309,7 +316,16 @@ def test_torchscript_archives(
             scripted._save_for_lite_interpreter(str(path))
         else:
             torch.jit.save(scripted, path)
-    assert_same(path, list(state_of(torch.jit.load(path))))
+    try:
+        theirs = list(state_of(torch.jit.load(path)))
+    except RuntimeError as error:
+        if not re.search(_TOO_SHORT, str(error)):
+            raise
+        # There is nothing to hold it against. It is read all the same, or refused.
+        with suppress(ValueError):
+            read_leaves(str(path))
+        reject()
+    assert_same(path, theirs)
 
 
 # The comparison itself

@@ -34,6 +34,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 PLATFORM = "macos" if sys.platform == "darwin" else "linux"
 SOURCES = [
     "csrc/base/bfloat16.cpp",
+    "csrc/base/byte_ranges.cpp",
     "csrc/base/crc32.cpp",
     "csrc/base/error.cpp",
     f"csrc/os/available_memory_{PLATFORM}.cpp",
@@ -50,6 +51,7 @@ SOURCES = [
     f"csrc/os/page_out_{PLATFORM}.cpp",
     "csrc/os/path_checks_posix.cpp",
     f"csrc/os/residency_{PLATFORM}.cpp",
+    f"csrc/os/single_faults_{PLATFORM}.cpp",
     f"csrc/os/threads_{PLATFORM}.cpp",
     "csrc/os/threads_posix.cpp",
     "csrc/format/checkpoint_files.cpp",
@@ -93,7 +95,7 @@ SOURCES = [
     "csrc/plan/window.cpp",
     "csrc/stream/backing_files.cpp",
     "csrc/stream/cache_dropper.cpp",
-    "csrc/stream/huge_page_advice.cpp",
+    "csrc/stream/fault_advice.cpp",
     "csrc/stream/live_ranges.cpp",
     "csrc/stream/memory_budget.cpp",
     "csrc/stream/own_reads.cpp",

@@ -174,8 +174,10 @@ class Residency {
       std::vector<PageRun>& runs);
   // Unmaps a clean run by reclaim, as PageOut::unmap().
   int page_out(const PageRun& run) noexcept;
-  // Moves the clean pages of a range away; OtherWriters says what remains.
-  DropResult move_out(const ByteRange& range) noexcept;
+  // Moves all of a range away but its written pages, holes as well: the more is
+  // moved at once, the cheaper, and the longer what OtherWriters says remains.
+  // Returns 0 or an errno. REQUIRES: as drop_resident().
+  int move_out(const ByteRange& range) noexcept;
 
   // Bytes of file pages that the process has mapped in, of all files: to see at
   // a microsecond's cost whether anything changed. Before Linux 6.16, to within
@@ -232,6 +234,7 @@ class Residency {
       bool is_huge,
       Way way,
       bool may_be_locked) noexcept;
+  int move_run(const ByteRange& run, bool may_be_locked) noexcept;
 
   PageOut page_out_;
   ScanMethod method_;

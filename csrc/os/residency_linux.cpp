@@ -391,6 +391,10 @@ int Residency::drop_run(
     case Way::kMoveAway:
       break;
   }
+  return move_run(run, may_be_locked);
+}
+
+int Residency::move_run(const ByteRange& run, bool may_be_locked) noexcept {
   const auto scan = [this](const ByteRange& range, const auto& visit) {
     return for_each_run(
         range,
@@ -459,11 +463,29 @@ DropResult Residency::page_out(std::span<const ByteRange> ranges) noexcept {
   return result;
 }
 
-DropResult Residency::move_out(const ByteRange& range) noexcept {
-  static constexpr std::array kWays = {Way::kMoveAway};
-  DropResult result;
-  drop_range(range, kWays, result);
-  return result;
+int Residency::move_out(const ByteRange& range) noexcept {
+  const bool may_be_locked = has_locked_memory();
+  int error_number = 0;
+  ByteRange gap = {range.begin, range.begin};
+  const auto move_gap_before = [&](uint64_t end) {
+    gap.end = end;
+    if (!gap.empty()) {
+      const int failure = move_run(gap, may_be_locked);
+      error_number = error_number != 0 ? error_number : failure;
+    }
+  };
+  const bool is_read = for_each_run(
+      range,
+      PageKind::kWritten,
+      [&](const ByteRange& written, bool) {
+        move_gap_before(written.begin);
+        gap.begin = written.end;
+      });
+  if (!is_read) {
+    return scan_error_;
+  }
+  move_gap_before(range.end);
+  return error_number;
 }
 
 int Residency::page_out(const PageRun& run) noexcept {

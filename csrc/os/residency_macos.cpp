@@ -119,8 +119,8 @@ uint64_t Residency::mapped_file_bytes() noexcept {
   return 0;
 }
 
-DropResult Residency::move_out(const ByteRange& range) noexcept {
-  return drop_resident({&range, 1}, OtherWriters::kPossible);
+int Residency::move_out(const ByteRange& range) noexcept {
+  return drop_resident({&range, 1}, OtherWriters::kPossible).error_number;
 }
 
 uint64_t Residency::count_resident(std::span<const ByteRange> ranges) noexcept {

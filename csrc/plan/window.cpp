@@ -129,11 +129,12 @@ WindowRules choose_rules(
                    fault_extent_bytes};
 }
 
-WindowRules with_room_ahead(
+WindowRules with_room(
     const WindowRules& rules,
-    std::span<const ByteRange> spans) {
+    std::span<const ByteRange> spans,
+    uint64_t room_bytes) {
   WindowRules smaller = rules;
-  smaller.memory_limit_bytes -= smaller.memory_limit_bytes / 4;
+  smaller.memory_limit_bytes -= std::min(smaller.memory_limit_bytes, room_bytes);
   for (const ByteRange& span : spans) {
     const uint64_t bytes = round_outward(span, rules.block_bytes).size_bytes();
     if (bytes <= rules.memory_limit_bytes) {

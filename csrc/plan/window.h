@@ -43,12 +43,12 @@ struct WindowRules {
     uint64_t page_size_bytes,
     uint64_t fault_extent_bytes);
 
-// The rules for a stream that reads ahead inside its limit, as it has to where
-// the kernel's copy counts as well: windows leave a quarter of it, but hold
-// each span that the limit itself holds.
-[[nodiscard]] WindowRules with_room_ahead(
+// The rules for a stream whose windows leave a part of its limit for others, but
+// hold each span that the limit itself holds.
+[[nodiscard]] WindowRules with_room(
     const WindowRules& rules,
-    std::span<const ByteRange> spans);
+    std::span<const ByteRange> spans,
+    uint64_t room_bytes);
 
 class Window {
  public:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "base/byte_ranges.h"
 #include "os/threads.h"
 
 namespace ckpt_streamer::stream {
@@ -85,16 +86,7 @@ void LiveRanges::append_free_parts(
       [](const ByteRange& one, const ByteRange& other) {
         return one.begin < other.begin;
       });
-  uint64_t cursor = range.begin;
-  for (const ByteRange& live : taken) {
-    if (cursor < live.begin) {
-      ranges.push_back({cursor, live.begin});
-    }
-    cursor = std::max(cursor, live.end);
-  }
-  if (cursor < range.end) {
-    ranges.push_back({cursor, range.end});
-  }
+  append_parts_outside(range, taken, ranges);
 }
 
 bool LiveRanges::is_live_elsewhere(const ByteRange& range) const noexcept {

@@ -5,8 +5,10 @@
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
+#include <span>
 #include <utility>
 
+#include "base/byte_ranges.h"
 #include "os/threads.h"
 #include "stream/own_reads.h"
 
@@ -24,6 +26,9 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 // What a reader on all processors is taken to read: above what was measured.
 constexpr double kFastestBytesPerMicrosecond = 48'000;
 
+// The same, of ranges whose faults map single pages: twice what was measured.
+constexpr double kFastestByPagesPerMicrosecond = 6'000;
+
 // What reclaim keeps up with where it unmaps pages one by one.
 constexpr double kPagedOutPerMicrosecond = 500;
 
@@ -38,6 +43,7 @@ constexpr auto kLongestTurn = microseconds(300);
 constexpr auto kRestAfter = seconds(10);
 constexpr auto kRest = milliseconds(5);
 constexpr nanoseconds kShortestSleep = microseconds(20);
+constexpr nanoseconds kShortestQuietSleep = microseconds(200);
 // How long after a write no page is moved away.
 constexpr auto kQuietAfterWrite = seconds(1);
 // How long after tensors of earlier windows were read their pages are evicted.
@@ -54,15 +60,10 @@ constexpr size_t kRunsAtOnce = 4096;
 
 // Blocks not mapped as one that are unmapped at one look.
 constexpr size_t kMostPagedOut = 1;
-constexpr size_t kMostMoved = 64;
-
-uint64_t total_bytes(const std::vector<ByteRange>& ranges) {
-  uint64_t total = 0;
-  for (const ByteRange& range : ranges) {
-    total += range.size_bytes();
-  }
-  return total;
-}
+// What is moved away at once: so much for the sake of speed, and no more
+// because of what others may see meanwhile (os::OtherWriters).
+constexpr uint64_t kMovedBytes = 2 * kMiB;
+constexpr uint64_t kMovedHullBytes = 256 * kMiB;
 
 // What one fault may map, or the part of it that is watched.
 struct Block {
@@ -83,7 +84,8 @@ struct Watcher::State {
   // Guarded by the mutex.
   std::vector<ByteRange> ranges;
   uint64_t limit_bytes = 0;
-  uint64_t generation = 0;  // of the two above
+  uint64_t slack_bytes = 0;
+  uint64_t generation = 0;  // of the three above
   std::vector<ByteRange> live;
   uint64_t mapped_before_live = 0;
   uint64_t live_generation = 0;  // of the two above
@@ -171,8 +173,8 @@ class Watcher::Lookout {
       resident_at_full_look_ = resident_bytes_;
     }
     if (resident_bytes_ > state_.figures.peak_resident_bytes ||
-        resident_bytes_ >
-            state_.limit_bytes + state_.figures.over_limit_bytes) {
+        resident_bytes_ > state_.limit_bytes + state_.slack_bytes +
+                              state_.figures.over_limit_bytes) {
       note_peak();
     }
     note_what_came(now);
@@ -206,6 +208,9 @@ class Watcher::Lookout {
       // they are read: the owner waits for it when it drops its window.
       wakes_at_bytes_ = state_.live.empty() ? state_.limit_bytes / 2
                                             : state_.limit_bytes + kMiB / 2;
+    }
+    if (differ(mapped_bytes, std::exchange(quiet_mapped_bytes_, mapped_bytes))) {
+      last_activity_ = now;
     }
     const uint64_t live_bytes =
         mapped_bytes - std::min(mapped_bytes, mapped_before_live_);
@@ -241,12 +246,17 @@ class Watcher::Lookout {
     return true;
   }
 
+  // More than what is mapped is known to.
+  static bool differ(uint64_t left_bytes, uint64_t right_bytes) {
+    return std::max(left_bytes, right_bytes) -
+               std::min(left_bytes, right_bytes) >
+           kMiB / 16;
+  }
+
   // Nothing has changed since the last look, as far as that can be told.
   bool may_skip(Clock::time_point now, uint64_t mapped_bytes) {
-    const uint64_t change = mapped_bytes > mapped_after_look_
-                                ? mapped_bytes - mapped_after_look_
-                                : mapped_after_look_ - mapped_bytes;
-    if (mapped_bytes == 0 || change > kMiB / 16 || is_above_low() ||
+    if (mapped_bytes == 0 || differ(mapped_bytes, mapped_after_look_) ||
+        is_above_low() ||
         now - last_activity_ < milliseconds(1) ||
         ++skipped_looks_ > kMostSkippedLooks) {
       skipped_looks_ = 0;
@@ -441,9 +451,10 @@ class Watcher::Lookout {
                   residency_.count_resident(state_.ranges));
     state_.figures.peak_resident_bytes =
         std::max(state_.figures.peak_resident_bytes, resident_bytes);
+    const uint64_t allowed_bytes = state_.limit_bytes + state_.slack_bytes;
     state_.figures.over_limit_bytes = std::max(
         state_.figures.over_limit_bytes,
-        resident_bytes - std::min(resident_bytes, state_.limit_bytes));
+        resident_bytes - std::min(resident_bytes, allowed_bytes));
   }
 
   void note_what_came(Clock::time_point now) {
@@ -535,20 +546,22 @@ class Watcher::Lookout {
     page_out_huge_blocks();
     const bool is_pressing =
         is_urgent_now || bytes_per_microsecond_ > kPagedOutPerMicrosecond;
+    const bool moves = is_pressing && may_move(now);
+    const auto end_of_moved = std::stable_partition(
+        odd_.begin(),
+        odd_.end(),
+        [&](size_t index) { return moves && blocks_[index].written_bytes == 0; });
+    const auto moved_count =
+        static_cast<size_t>(std::distance(odd_.begin(), end_of_moved));
+    move_out_blocks(std::span(odd_).first(moved_count));
     size_t paged_out = 0;
-    size_t moved = 0;
-    for (const size_t index : odd_) {
-      if (state_.waiting_owners > 0) {
+    for (const size_t index : std::span(odd_).subspan(moved_count)) {
+      if (state_.waiting_owners > 0 || paged_out == kMostPagedOut) {
         return;
       }
-      Block& block = blocks_[index];
-      if (is_pressing && block.written_bytes == 0 && may_move(now)) {
-        if (moved++ < kMostMoved) {
-          move_out(block);
-        }
-      } else if (paged_out < kMostPagedOut && block.fruitless < 8) {
+      if (blocks_[index].fruitless < 8) {
         ++paged_out;
-        page_out(block);
+        page_out(blocks_[index]);
       }
     }
   }
@@ -587,15 +600,44 @@ class Watcher::Lookout {
     note_remaining(block);
   }
 
-  void move_out(Block& block) {
-    const os::TensorWrites writes;
-    note_error(residency_.move_out(block.range).error_number);
-    note_remaining(block);
+  // Neighbours together, with what is not resident between them.
+  void move_out_blocks(std::span<size_t> indices) {
+    std::sort(indices.begin(), indices.end());
+    auto range = state_.ranges.begin();
+    for (size_t i = 0; i < indices.size();) {
+      if (state_.waiting_owners > 0) {
+        return;
+      }
+      const size_t first = i;
+      ByteRange hull = blocks_[indices[i]].range;
+      uint64_t clean_bytes = blocks_[indices[i]].clean_bytes;
+      while (range->end <= hull.begin) {
+        ++range;
+      }
+      for (++i; i < indices.size() && indices[i] == indices[i - 1] + 1; ++i) {
+        const Block& next = blocks_[indices[i]];
+        clean_bytes += next.clean_bytes;
+        if (clean_bytes > kMovedBytes || next.range.end > range->end ||
+            next.range.end - hull.begin > kMovedHullBytes) {
+          break;
+        }
+        hull.end = next.range.end;
+      }
+      {
+        const os::TensorWrites writes;
+        note_error(residency_.move_out(hull));
+      }
+      const bool are_gone = residency_.count_resident({&hull, 1}) == 0;
+      for (const size_t index : indices.subspan(first, i - first)) {
+        note_remaining(blocks_[index], are_gone);
+      }
+    }
   }
 
-  void note_remaining(Block& block) {
+  void note_remaining(Block& block, bool is_gone = false) {
     const ByteRange range = block.range;
-    const uint64_t remaining_bytes = residency_.count_resident({&range, 1});
+    const uint64_t remaining_bytes =
+        is_gone ? 0 : residency_.count_resident({&range, 1});
     const uint64_t evicted_bytes =
         block.clean_bytes - std::min(block.clean_bytes, remaining_bytes);
     state_.figures.evicted_bytes += evicted_bytes;
@@ -615,11 +657,27 @@ class Watcher::Lookout {
   }
 
   // By the fastest reader.
-  static nanoseconds time_to_read(uint64_t size_bytes) {
+  static nanoseconds time_to_read(
+      uint64_t size_bytes,
+      double bytes_per_microsecond = kFastestBytesPerMicrosecond) {
     return nanoseconds(
         static_cast<int64_t>(
-            static_cast<double>(size_bytes) / kFastestBytesPerMicrosecond *
-            1000));
+            static_cast<double>(size_bytes) / bytes_per_microsecond * 1000));
+  }
+
+  // Between looks at a number, which are all that most streams need.
+  nanoseconds quiet_sleep() const {
+    if (state_.slack_bytes == 0 || Clock::now() - last_activity_ > kRestAfter) {
+      return std::max<nanoseconds>(time_to_read(room_bytes_), kRest);
+    }
+    const uint64_t spare_bytes =
+        state_.live.empty() ? state_.limit_bytes / 2 : state_.slack_bytes;
+    const nanoseconds least =
+        time_to_read(spare_bytes / 2, kFastestByPagesPerMicrosecond);
+    return std::clamp<nanoseconds>(
+        time_to_read(room_bytes_, kFastestByPagesPerMicrosecond),
+        std::clamp<nanoseconds>(least, kShortestQuietSleep, kRest),
+        kRest);
   }
 
   nanoseconds time_to_next_look() const {
@@ -627,8 +685,7 @@ class Watcher::Lookout {
     const bool is_dormant =
         state_.is_rest_quiet && Clock::now() >= evicts_until_;
     if (is_dormant) {
-      // For a look at a number, which is all that most streams need.
-      return std::max<nanoseconds>(time_to_read(room_bytes_), kRest);
+      return quiet_sleep();
     }
     const nanoseconds until_full =
         time_to_read(limit_bytes - std::min(limit_bytes, resident_bytes_));
@@ -662,6 +719,7 @@ class Watcher::Lookout {
   uint64_t mapped_before_live_ = 0;
   uint64_t wakes_at_bytes_ = 0;  // as many on top of that
   uint64_t room_bytes_ = 0;      // until then
+  uint64_t quiet_mapped_bytes_ = 0;
   Clock::time_point evicts_until_{};
   bool was_written_to_ = false;  // ever
   Clock::time_point last_look_begun_;
@@ -704,13 +762,15 @@ Watcher::Pause::Pause(Watcher& watcher) noexcept {
 
 void Watcher::watch(
     std::vector<ByteRange> ranges,
-    uint64_t limit_bytes) noexcept {
+    uint64_t limit_bytes,
+    uint64_t slack_bytes) noexcept {
   forget_the_parents();
   State& state = *state_;
   {
     const Pause pause(*this);
     std::swap(state.ranges, ranges);
     state.limit_bytes = limit_bytes;
+    state.slack_bytes = slack_bytes;
     ++state.generation;
   }
   if (thread_.joinable()) {
@@ -733,9 +793,12 @@ void Watcher::watch(
   }
 }
 
-void Watcher::set_limit(uint64_t limit_bytes) noexcept {
+void Watcher::set_limit(
+    uint64_t limit_bytes,
+    uint64_t slack_bytes) noexcept {
   const Pause pause(*this);
   state_->limit_bytes = limit_bytes;
+  state_->slack_bytes = slack_bytes;
   ++state_->live_generation;
 }
 

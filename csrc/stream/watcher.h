@@ -36,7 +36,7 @@ struct WatchFigures {
   uint64_t evicted_bytes = 0;
   // The most clean resident bytes seen at a look.
   uint64_t peak_resident_bytes = 0;
-  // How far it was ever above the limit at that moment.
+  // How far it was ever above the limit and its slack at that moment.
   uint64_t over_limit_bytes = 0;
   // When unmapping pages was refused and more than the limit stayed for it, or
   // page tables could not be read: what stayed then, and the errno; else 0.
@@ -65,13 +65,19 @@ class Watcher {
 
   // Watches the ranges from now on, ascending and disjoint, in private file
   // mappings, until stop(); replaces those watched before. Where there is no
-  // further thread, nothing is watched.
+  // further thread, nothing is watched. `slack_bytes`: what may be resident on
+  // top of the limit until it is noticed that others than the live ones are
+  // read; it is looked for as often as that takes where their faults map single
+  // pages. 0: every 5 ms.
   // REQUIRES: no Pause lives. They stay mapped until they are replaced.
-  void watch(std::vector<ByteRange> ranges, uint64_t limit_bytes) noexcept;
+  void watch(
+      std::vector<ByteRange> ranges,
+      uint64_t limit_bytes,
+      uint64_t slack_bytes = 0) noexcept;
 
-  // Changes the limit alone.
+  // Changes the limits alone.
   // REQUIRES: is_watching(), no Pause lives.
-  void set_limit(uint64_t limit_bytes) noexcept;
+  void set_limit(uint64_t limit_bytes, uint64_t slack_bytes = 0) noexcept;
 
   // What other streams have live is neither evicted nor counted.
   // REQUIRES: it lives as long as this does; called before the first watch().

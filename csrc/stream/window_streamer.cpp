@@ -2,14 +2,15 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 #include <span>
 #include <utility>
 
+#include "base/byte_ranges.h"
 #include "os/backing_file.h"
 #include "os/file_system.h"
 #include "os/heap.h"
 #include "os/page_cache.h"
+#include "os/single_faults.h"
 
 namespace ckpt_streamer::stream {
 namespace {
@@ -23,16 +24,6 @@ std::vector<ByteRange>::const_iterator first_ending_behind(
       ranges.end(),
       address,
       [](uint64_t at, const ByteRange& range) { return at < range.end; });
-}
-
-uint64_t total_bytes(std::span<const ByteRange> ranges) {
-  return std::accumulate(
-      ranges.begin(),
-      ranges.end(),
-      uint64_t{0},
-      [](uint64_t sum, const ByteRange& range) {
-        return sum + range.size_bytes();
-      });
 }
 
 ByteRange hull_of(std::span<const ByteRange> ranges) {
@@ -137,17 +128,54 @@ std::vector<ByteRange> in_fault_blocks(std::span<const ByteRange> ranges) {
   return window.extents();
 }
 
-plan::WindowRules rules_for(
+// Tensors of earlier windows can be read again at any time, in any order. Small
+// ones bring in much more than themselves then, but where faults map single
+// pages; which costs large ones, that bring in little else, most of their speed.
+bool limits_faults_of(
     std::span<const ByteRange> spans,
     const Bounds& bounds) {
-  const plan::WindowRules rules = plan::choose_rules(
+  constexpr uint64_t kLeastLimitBytes = uint64_t{16} << 20;
+  const uint64_t bytes = total_bytes(spans);
+  const auto empty_count =
+      std::count_if(spans.begin(), spans.end(), [](const ByteRange& span) {
+        return span.empty();
+      });
+  const uint64_t count = spans.size() - static_cast<uint64_t>(empty_count);
+  return bounds.memory_limit_bytes >= kLeastLimitBytes &&
+         bytes > bounds.memory_limit_bytes &&
+         bytes / count < os::fault_extent_bytes() &&
+         os::SingleFaults::are_possible();
+}
+
+// What windows leave of the limit: to read ahead, where the kernel's copy counts
+// as well, and for what is read again until that is noticed.
+uint64_t room_bytes(
+    uint64_t limit_bytes,
+    bool drop_page_cache,
+    bool limits_faults) {
+  constexpr uint64_t kMiB = uint64_t{1} << 20;
+  const uint64_t ahead_bytes = drop_page_cache ? limit_bytes / 4 : 0;
+  const uint64_t again_bytes =
+      limits_faults ? std::clamp(limit_bytes / 8, 4 * kMiB, 32 * kMiB) : 0;
+  return std::max(ahead_bytes, std::min(again_bytes, limit_bytes / 4));
+}
+
+plan::WindowRules rules_for(
+    std::span<const ByteRange> spans,
+    const Bounds& bounds,
+    bool limits_faults) {
+  // Of a budget, what a stream among others is likely to have.
+  const uint64_t limit_bytes = bounds.budget == nullptr
+                                   ? bounds.memory_limit_bytes
+                                   : bounds.memory_limit_bytes / 4;
+  return plan::with_room(
+      plan::choose_rules(
+          spans,
+          limit_bytes,
+          os::page_size_bytes(),
+          os::fault_extent_bytes()),
       spans,
-      // Of a budget, what a stream among others is likely to have.
-      bounds.budget == nullptr ? bounds.memory_limit_bytes
-                               : bounds.memory_limit_bytes / 4,
-      os::page_size_bytes(),
-      os::fault_extent_bytes());
-  return bounds.drop_page_cache ? plan::with_room_ahead(rules, spans) : rules;
+      room_bytes(limit_bytes, bounds.drop_page_cache, limits_faults));
 }
 
 }  // namespace
@@ -160,7 +188,8 @@ WindowStreamer::WindowStreamer(
     : bounds_(bounds),
       spans_(std::move(spans)),
       covered_bytes_(covered_prefixes(spans_)),
-      rules_(rules_for(spans_, bounds)),
+      limits_faults_(limits_faults_of(spans_, bounds)),
+      rules_(rules_for(spans_, bounds, limits_faults_)),
       window_ends_(
           bounds.budget == nullptr ? plan::plan_windows(spans_, rules_)
                                    : std::vector<size_t>()),
@@ -168,7 +197,7 @@ WindowStreamer::WindowStreamer(
           bounds.budget == nullptr ? std::vector<ByteRange>() : spans_),
       other_threads_(std::move(other_threads)),
       owned_mappings_(keep_file_backed(spans_, scan_method)),
-      huge_page_advice_(
+      fault_advice_(
           owned_mappings_,
           rules_.pins_edges() ? os::HugePages::kAvoid : os::HugePages::kPrefer),
       limit_bytes_(bounds.memory_limit_bytes),
@@ -218,10 +247,10 @@ void WindowStreamer::disown(const ByteRange& range) {
   std::erase_if(owned_mappings_, [&](const ByteRange& mapping) {
     return !intersect(mapping, range).empty();
   });
-  huge_page_advice_.disown(range);
+  fault_advice_.disown(range);
   find_all_extents();
   if (is_watched) {
-    watcher_.watch(all_extents_, rules_.memory_limit_bytes);
+    watch_all();
   }
 }
 
@@ -442,22 +471,28 @@ void WindowStreamer::set_limit(
     uint64_t limit_bytes,
     uint64_t needed_bytes) noexcept {
   limit_bytes_ = limit_bytes;
-  uint64_t window_bytes = limit_bytes;
-  if (cache_dropper_.has_value()) {
-    // As plan::with_room_ahead().
-    window_bytes = std::max(
-        limit_bytes - limit_bytes / 4,
-        std::min(limit_bytes, needed_bytes));
-  }
+  // As plan::with_room().
+  const uint64_t window_bytes = std::max(
+      limit_bytes -
+          room_bytes(limit_bytes, bounds_.drop_page_cache, limits_faults_),
+      std::min(limit_bytes, needed_bytes));
   rules_.memory_limit_bytes = window_bytes;
   live_.set_memory_limit(window_bytes);
+}
+
+uint64_t WindowStreamer::slack_bytes() const noexcept {
+  return limits_faults_ ? limit_bytes_ - rules_.memory_limit_bytes : 0;
+}
+
+void WindowStreamer::watch_all() noexcept {
+  watcher_.watch(all_extents_, rules_.memory_limit_bytes, slack_bytes());
 }
 
 void WindowStreamer::keep_share() noexcept {
   if (share_.has_value()) {
     share_->keep(limit_bytes_ + bounds_.beside_bytes);
     if (watcher_.is_watching()) {
-      watcher_.set_limit(rules_.memory_limit_bytes);
+      watcher_.set_limit(rules_.memory_limit_bytes, slack_bytes());
     }
   }
 }
@@ -483,7 +518,8 @@ void WindowStreamer::plan_window(size_t window) {
       planned.add(spans_[i]);
     }
     const uint64_t share_bytes = std::clamp(
-        planned.extent_bytes() + rules_.edge_bytes,
+        planned.extent_bytes() + rules_.edge_bytes + limit_bytes_ -
+            rules_.memory_limit_bytes,
         MemoryBudget::least_bytes(),
         limit_bytes_);
     set_limit(share_bytes, share_bytes);
@@ -530,6 +566,7 @@ void WindowStreamer::enter(size_t window) {
   ++figures_.windows_entered;
   begin_if_idle();
   pieces_ = {};
+  const std::vector<ByteRange> passed = live_.extents();
   const std::span<const ByteRange> spans = spans_of_window(window);
   const auto first =
       std::find_if_not(spans.begin(), spans.end(), [](const ByteRange& span) {
@@ -541,6 +578,7 @@ void WindowStreamer::enter(size_t window) {
   }
   keep_share();
   publish_live();
+  advise_faults(passed);
   // Before the edges are read, so that the disk has more to do than that.
   read_ahead(
       share_.has_value() ? std::span(spans_).subspan(window_ends_[window])
@@ -689,6 +727,7 @@ void WindowStreamer::admit_part(size_t index, const ByteRange& part) {
     drop_cached({});
   }
   keep_share();
+  advise_faults({});
   if (is_over_limit()) {
     watch_if_over_limit();
   }
@@ -697,14 +736,42 @@ void WindowStreamer::admit_part(size_t index, const ByteRange& part) {
   }
 }
 
+void WindowStreamer::advise_faults(std::span<const ByteRange> passed) {
+  const std::vector<ByteRange> live = in_fault_blocks(live_.extents());
+  std::vector<ByteRange> ranges;
+  for (const ByteRange& extent : live) {
+    append_owned(extent, ranges);
+  }
+  fault_advice_.lift(ranges);
+  if (!limits_faults_) {
+    return;
+  }
+  ranges.clear();
+  for (const ByteRange& extent : in_fault_blocks(passed)) {
+    std::vector<ByteRange> parts;
+    append_parts_outside(extent, live, parts);
+    for (const ByteRange& part : parts) {
+      append_owned(part, ranges);
+    }
+  }
+  std::vector<ByteRange> free_parts;
+  for (const ByteRange& range : ranges) {
+    live_ranges_->append_free_parts(range, free_parts);
+  }
+  fault_advice_.limit_to_pages(free_parts);
+}
+
+bool WindowStreamer::may_be_read_again() const noexcept {
+  return figures_.windows_entered >= 2 &&
+         all_extents_bytes_ > rules_.memory_limit_bytes;
+}
+
 void WindowStreamer::watch_kept() {
   if (watcher_.is_watching()) {
     tell_what_is_live();
-  } else if (
-      figures_.windows_entered >= 2 &&
-      all_extents_bytes_ > rules_.memory_limit_bytes) {
+  } else if (may_be_read_again()) {
     tell_what_is_live();
-    watcher_.watch(all_extents_, rules_.memory_limit_bytes);
+    watch_all();
   }
 }
 
@@ -724,7 +791,7 @@ void WindowStreamer::watch_if_over_limit() {
     return;
   }
   if (!watcher_.is_watching()) {
-    watcher_.watch(all_extents_, rules_.memory_limit_bytes);
+    watch_all();
   }
   watcher_.nothing_is_live();
 }
@@ -737,6 +804,7 @@ void WindowStreamer::enter_piece(const ByteRange& piece) {
   drop_live(piece);
   live_.add(piece);
   publish_live();
+  advise_faults({});
   if (watcher_.is_watching()) {
     tell_what_is_live();
   }
@@ -829,6 +897,9 @@ void WindowStreamer::release() {
 
 void WindowStreamer::end() {
   release_with(other_threads_.writers());
+  if (may_be_read_again()) {
+    advise_faults(all_extents_);
+  }
   if (!share_.has_value()) {
     watch_kept();
     return;
@@ -849,6 +920,7 @@ void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
   watcher_.stop();
   read_ahead_.stop();
   figures_.prefetched_bytes = read_ahead_.prefetched_bytes();
+  fault_advice_.lift_all();
   // Before the drop, or two streams that end at once pass over what both had.
   if (live_ranges_.has_value()) {
     live_ranges_->set({});

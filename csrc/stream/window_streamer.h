@@ -19,7 +19,10 @@
 //
 //   I6  From watch_if_over_limit() on until release(), a Watcher drops what is
 //       read of any span, behind the reader. From the second window on, it does
-//       so when it notices that spans of others than the live one are read.
+//       so when it notices that spans of others than the live one are read: in
+//       time for the limit where tensors are small, whose windows leave it
+//       room, and where a fault in passed windows can be kept to its page
+//       (stream/fault_advice.h).
 //   I7  Of a MemoryBudget, the limit is the stream's share: taken before a
 //       window is cut or a span admitted, held until what was resident of it is
 //       gone. Windows are cut one by one then.
@@ -43,7 +46,7 @@
 #include "plan/window.h"
 #include "stream/bounds.h"
 #include "stream/cache_dropper.h"
-#include "stream/huge_page_advice.h"
+#include "stream/fault_advice.h"
 #include "stream/live_ranges.h"
 #include "stream/memory_budget.h"
 #include "stream/read_ahead.h"
@@ -260,6 +263,10 @@ class WindowStreamer {
   void take_share_for(const ByteRange& span);
   void plan_window(size_t window);
   void set_limit(uint64_t limit_bytes, uint64_t needed_bytes) noexcept;
+  // Watches all spans, from now on.
+  void watch_all() noexcept;
+  // What may be resident on top of the windows' limit.
+  [[nodiscard]] uint64_t slack_bytes() const noexcept;
   // Lowers the share to the limit that is set.
   void keep_share() noexcept;
   // Says to other streams what is live.
@@ -269,6 +276,11 @@ class WindowStreamer {
   [[nodiscard]] std::vector<ByteRange> own_parts(
       std::span<const ByteRange> ranges) const;
   void tell_what_is_live();
+  // Whether the limit is at stake when tensors of earlier windows are.
+  [[nodiscard]] bool may_be_read_again() const noexcept;
+  // Has faults map as much as they can where that is live, and in `passed`, of
+  // what is not, single pages if that is wanted.
+  void advise_faults(std::span<const ByteRange> passed);
   // Keeps faults at both edges of a live extent from mapping what is outside.
   void pin_edges(const ByteRange& extent);
   os::DropResult drop(
@@ -313,6 +325,7 @@ class WindowStreamer {
   const Bounds bounds_;
   std::vector<ByteRange> spans_;  // in the end, empty where nothing may go
   std::vector<uint64_t> covered_bytes_;  // [span_count() + 1], ascending
+  const bool limits_faults_;  // in the windows that the stream is through with
   plan::WindowRules rules_;
   std::vector<size_t> window_ends_;
   std::vector<ByteRange>
@@ -320,7 +333,7 @@ class WindowStreamer {
   OtherThreads other_threads_;
   // State.
   std::vector<ByteRange> owned_mappings_;  // ascending, disjoint
-  HugePageAdvice huge_page_advice_;        // of them
+  FaultAdvice fault_advice_;               // of them
   std::vector<ByteRange> all_extents_;  // of all spans, inside owned_mappings_
   uint64_t all_extents_bytes_ = 0;
   std::optional<BudgetShare> share_;  // of a budget

@@ -121,14 +121,14 @@ TEST(room_ahead_is_a_quarter_unless_a_span_needs_it) {
   constexpr uint64_t kMib = uint64_t{1} << 20;
   const WindowRules rules{64 * kMib, 2 * kMib, 0};
   const std::vector<ByteRange> small = {{0, 4 * kMib}, {4 * kMib, 5 * kMib}};
-  EXPECT_EQ(with_room_ahead(rules, small).memory_limit_bytes, 48 * kMib);
-  EXPECT_EQ(with_room_ahead(rules, {}).memory_limit_bytes, 48 * kMib);
+  EXPECT_EQ(with_room(rules, small, 16 * kMib).memory_limit_bytes, 48 * kMib);
+  EXPECT_EQ(with_room(rules, {}, 16 * kMib).memory_limit_bytes, 48 * kMib);
   // Rounded to blocks, as they count; what no limit holds changes nothing.
   const std::vector<ByteRange> larger = {
       {kMib, 51 * kMib},
       {100 * kMib, 200 * kMib}};
-  EXPECT_EQ(with_room_ahead(rules, larger).memory_limit_bytes, 52 * kMib);
-  EXPECT_EQ(with_room_ahead(rules, larger).block_bytes, 2 * kMib);
+  EXPECT_EQ(with_room(rules, larger, 16 * kMib).memory_limit_bytes, 52 * kMib);
+  EXPECT_EQ(with_room(rules, larger, 16 * kMib).block_bytes, 2 * kMib);
 }
 
 }  // namespace

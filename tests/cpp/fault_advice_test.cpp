@@ -1,4 +1,4 @@
-#include "stream/huge_page_advice.h"
+#include "stream/fault_advice.h"
 
 #include <fstream>
 #include <memory>
@@ -45,8 +45,8 @@ struct Advised {
     os::advise_huge_pages({&range, 1}, wanted);
     return flags_of(mapping);
   }
-  std::unique_ptr<HugePageAdvice> advise(HugePages wanted) const {
-    return std::make_unique<HugePageAdvice>(
+  std::unique_ptr<FaultAdvice> advise(HugePages wanted) const {
+    return std::make_unique<FaultAdvice>(
         std::vector<ByteRange>{mapping.range()},
         wanted);
   }

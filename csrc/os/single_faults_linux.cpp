@@ -1,0 +1,85 @@
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "os/single_faults.h"
+#include "os/threads.h"
+
+// From the kernel's linux/userfaultfd.h, for headers older than the kernel that
+// runs.
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
+
+namespace ckpt_streamer::os {
+namespace {
+
+constexpr uint64_t kAsyncWriteProtection = uint64_t{1} << 15;
+
+}  // namespace
+
+bool SingleFaults::are_possible() noexcept {
+  static const bool value = SingleFaults().open() == 0;
+  return value;
+}
+
+SingleFaults::~SingleFaults() {
+  close();
+}
+
+void SingleFaults::close() noexcept {
+  if (descriptor_ >= 0) {
+    ::close(std::exchange(descriptor_, -1));
+  }
+}
+
+int SingleFaults::open() noexcept {
+  // A parent's descriptor names the parent's memory.
+  if (descriptor_ >= 0 && owner_process_ == current_process_id()) {
+    return 0;
+  }
+  close();
+  // Faults in system calls are never waited for either: what users who are not
+  // root may ask for is enough.
+  descriptor_ = static_cast<int>(::syscall(
+      SYS_userfaultfd,
+      O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY));
+  if (descriptor_ < 0) {
+    return errno;
+  }
+  owner_process_ = current_process_id();
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = kAsyncWriteProtection;
+  if (::ioctl(descriptor_, UFFDIO_API, &api) != 0) {
+    const int error_number = errno;
+    close();
+    return error_number;
+  }
+  return 0;
+}
+
+int SingleFaults::begin(const ByteRange& range) noexcept {
+  if (const int error_number = open(); error_number != 0) {
+    return error_number;
+  }
+  uffdio_register what{};
+  what.range = {range.begin, range.size_bytes()};
+  what.mode = UFFDIO_REGISTER_MODE_WP;
+  return ::ioctl(descriptor_, UFFDIO_REGISTER, &what) == 0 ? 0 : errno;
+}
+
+void SingleFaults::end(const ByteRange& range) noexcept {
+  if (descriptor_ < 0 || owner_process_ != current_process_id()) {
+    return;
+  }
+  uffdio_range where{range.begin, range.size_bytes()};
+  ::ioctl(descriptor_, UFFDIO_UNREGISTER, &where);
+}
+
+}  // namespace ckpt_streamer::os

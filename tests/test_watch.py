@@ -160,6 +160,52 @@ def test_kept_tensors_that_are_read_again(
     assert resident_of(large_checkpoint).clean_bytes >= 64 * MIB
 
 
+SMALL_COUNT = 2048
+SMALL_ELEMENTS = 16 * 1024  # 64 KiB each: 128 MiB
+
+
+@pytest.fixture(scope="module")
+def small_tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "small.pt"
+    ones = torch.ones(SMALL_ELEMENTS)
+    torch.save({f"w{i}": ones * i for i in range(SMALL_COUNT)}, path)
+    return path
+
+
+@pytest.mark.parametrize("way", ["stream", "open", "op"])
+@pytest.mark.parametrize("limit_mb", [16, 64])
+def test_of_small_kept_tensors_only_what_is_read_comes_back(
+    small_tensors: Path, limit_mb: int, way: str
+) -> None:
+    """As long as the stream is open: all at once, and never 2 MiB around each."""
+    if not Path("/proc/sys/vm/unprivileged_userfaultfd").exists():
+        pytest.skip("this kernel has no userfaultfd: small tensors are only watched")
+    kept = []
+    if way == "op":
+        handle = torch.ops.ckpt_streamer.open(str(small_tensors), limit_mb * MIB)
+        while handle.has_next():
+            kept.append(handle.next()[1])
+        release = handle.release
+    else:
+        items = stream(
+            load_mapped(small_tensors) if way == "stream" else small_tensors, limit_mb
+        )
+        for _ in range(SMALL_COUNT):  # the last window stays live
+            kept.append(next(items)[2])
+        release = items.release
+    passed = kept[: SMALL_COUNT // 2 : 16]
+    before_bytes = resident_of(small_tensors).clean_bytes
+    values = [int(tensor[SMALL_ELEMENTS // 2]) for tensor in passed]
+    assert values == list(range(0, SMALL_COUNT // 2, 16))
+    came_bytes = resident_of(small_tensors).clean_bytes - before_bytes
+    assert came_bytes == len(passed) * os.sysconf("SC_PAGE_SIZE")
+    release()
+    assert resident_of(small_tensors).clean_bytes == 0
+    assert [int(tensor[0]) for tensor in passed] == values
+    # As before the stream.
+    assert resident_of(small_tensors).clean_bytes > came_bytes
+
+
 def test_converting_in_pieces_needs_no_watcher(big_tensor: Path) -> None:
     before = len(os.listdir("/proc/self/task"))
     with ckpt_streamer.open(big_tensor, 64, dtype=torch.float64) as checkpoint:

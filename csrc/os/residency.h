@@ -86,7 +86,7 @@ enum class OtherWriters {
   // moved away as they are (mremap), looked at again where no other thread can
   // reach them, and discarded. A page that was written to meanwhile is merged
   // back byte by byte. What remains there: a thread that reads again, within
-  // some 50 microseconds, what it has just written for the first time sees the
+  // some 100 microseconds, what it has just written for the first time sees the
   // file's bytes, and one that writes the file's own value over it then finds
   // its earlier value. Before Linux 5.13, what is passed over stays.
   kPossible,

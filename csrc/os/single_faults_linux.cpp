@@ -46,9 +46,8 @@ int SingleFaults::open() noexcept {
   close();
   // Faults in system calls are never waited for either: what users who are not
   // root may ask for is enough.
-  descriptor_ = static_cast<int>(::syscall(
-      SYS_userfaultfd,
-      O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY));
+  descriptor_ = static_cast<int>(
+      ::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY));
   if (descriptor_ < 0) {
     return errno;
   }

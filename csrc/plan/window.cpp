@@ -134,7 +134,8 @@ WindowRules with_room(
     std::span<const ByteRange> spans,
     uint64_t room_bytes) {
   WindowRules smaller = rules;
-  smaller.memory_limit_bytes -= std::min(smaller.memory_limit_bytes, room_bytes);
+  smaller.memory_limit_bytes -=
+      std::min(smaller.memory_limit_bytes, room_bytes);
   for (const ByteRange& span : spans) {
     const uint64_t bytes = round_outward(span, rules.block_bytes).size_bytes();
     if (bytes <= rules.memory_limit_bytes) {

@@ -43,8 +43,8 @@ struct WindowRules {
     uint64_t page_size_bytes,
     uint64_t fault_extent_bytes);
 
-// The rules for a stream whose windows leave a part of its limit for others, but
-// hold each span that the limit itself holds.
+// The rules for a stream whose windows leave a part of its limit for others,
+// but hold each span that the limit itself holds.
 [[nodiscard]] WindowRules with_room(
     const WindowRules& rules,
     std::span<const ByteRange> spans,

@@ -59,9 +59,7 @@ std::vector<ByteRange> without(
 
 }  // namespace
 
-FaultAdvice::FaultAdvice(
-    std::vector<ByteRange> mappings,
-    os::HugePages wanted)
+FaultAdvice::FaultAdvice(std::vector<ByteRange> mappings, os::HugePages wanted)
     : mappings_(std::move(mappings)), wanted_(wanted) {
   const std::lock_guard lock(registry().mutex);
   for (const ByteRange& mapping : mappings_) {

@@ -209,7 +209,9 @@ class Watcher::Lookout {
       wakes_at_bytes_ = state_.live.empty() ? state_.limit_bytes / 2
                                             : state_.limit_bytes + kMiB / 2;
     }
-    if (differ(mapped_bytes, std::exchange(quiet_mapped_bytes_, mapped_bytes))) {
+    if (differ(
+            mapped_bytes,
+            std::exchange(quiet_mapped_bytes_, mapped_bytes))) {
       last_activity_ = now;
     }
     const uint64_t live_bytes =
@@ -256,8 +258,7 @@ class Watcher::Lookout {
   // Nothing has changed since the last look, as far as that can be told.
   bool may_skip(Clock::time_point now, uint64_t mapped_bytes) {
     if (mapped_bytes == 0 || differ(mapped_bytes, mapped_after_look_) ||
-        is_above_low() ||
-        now - last_activity_ < milliseconds(1) ||
+        is_above_low() || now - last_activity_ < milliseconds(1) ||
         ++skipped_looks_ > kMostSkippedLooks) {
       skipped_looks_ = 0;
       return false;
@@ -547,10 +548,10 @@ class Watcher::Lookout {
     const bool is_pressing =
         is_urgent_now || bytes_per_microsecond_ > kPagedOutPerMicrosecond;
     const bool moves = is_pressing && may_move(now);
-    const auto end_of_moved = std::stable_partition(
-        odd_.begin(),
-        odd_.end(),
-        [&](size_t index) { return moves && blocks_[index].written_bytes == 0; });
+    const auto end_of_moved =
+        std::stable_partition(odd_.begin(), odd_.end(), [&](size_t index) {
+          return moves && blocks_[index].written_bytes == 0;
+        });
     const auto moved_count =
         static_cast<size_t>(std::distance(odd_.begin(), end_of_moved));
     move_out_blocks(std::span(odd_).first(moved_count));
@@ -793,9 +794,7 @@ void Watcher::watch(
   }
 }
 
-void Watcher::set_limit(
-    uint64_t limit_bytes,
-    uint64_t slack_bytes) noexcept {
+void Watcher::set_limit(uint64_t limit_bytes, uint64_t slack_bytes) noexcept {
   const Pause pause(*this);
   state_->limit_bytes = limit_bytes;
   state_->slack_bytes = slack_bytes;

@@ -130,10 +130,9 @@ std::vector<ByteRange> in_fault_blocks(std::span<const ByteRange> ranges) {
 
 // Tensors of earlier windows can be read again at any time, in any order. Small
 // ones bring in much more than themselves then, but where faults map single
-// pages; which costs large ones, that bring in little else, most of their speed.
-bool limits_faults_of(
-    std::span<const ByteRange> spans,
-    const Bounds& bounds) {
+// pages; which costs large ones, that bring in little else, most of their
+// speed.
+bool limits_faults_of(std::span<const ByteRange> spans, const Bounds& bounds) {
   constexpr uint64_t kLeastLimitBytes = uint64_t{16} << 20;
   const uint64_t bytes = total_bytes(spans);
   const auto empty_count =
@@ -147,8 +146,8 @@ bool limits_faults_of(
          os::SingleFaults::are_possible();
 }
 
-// What windows leave of the limit: to read ahead, where the kernel's copy counts
-// as well, and for what is read again until that is noticed.
+// What windows leave of the limit: to read ahead, where the kernel's copy
+// counts as well, and for what is read again until that is noticed.
 uint64_t room_bytes(
     uint64_t limit_bytes,
     bool drop_page_cache,

@@ -3,7 +3,9 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "os/single_faults.h"
 #include "temporary_file.h"
 #include "test_macros.h"
 
@@ -96,6 +98,75 @@ TEST(no_advice_is_given_of_disowned_mappings) {
   const uint64_t begin = one.mapping.range().begin;
   avoids->disown({begin + 4096, begin + 8192});
   avoids.reset();
+  EXPECT_EQ(flags_of(one.mapping), one.avoided);
+}
+
+// Three parts of the mapping, apart from each other.
+ByteRange part_of(const Advised& one, uint64_t i) {
+  const uint64_t begin = one.mapping.range().begin + i * kSize / 4;
+  return {begin, begin + kSize / 8};
+}
+
+// What one touched byte of a part maps of it.
+uint64_t mapped_by_touch(const Advised& one, uint64_t i) {
+  const ByteRange range = one.mapping.range();
+  os::Residency residency;
+  residency.drop_resident({&range, 1}, os::OtherWriters::kNone);
+  (void)one.mapping.bytes()[part_of(one, i).begin - range.begin + 70000];
+  return residency.count_resident({&range, 1});
+}
+
+bool is_limited(const Advised& one, uint64_t i) {
+  return mapped_by_touch(one, i) == os::page_size_bytes();
+}
+
+TEST(faults_are_limited_until_somebody_lifts_that) {
+  const Advised one;
+  const bool is_possible = os::SingleFaults::are_possible();
+  const auto first = one.advise(HugePages::kPrefer);
+  const auto second = one.advise(HugePages::kPrefer);
+  EXPECT(!is_limited(one, 0));
+  first->limit_to_pages(
+      std::vector<ByteRange>{part_of(one, 0), part_of(one, 1)});
+  second->limit_to_pages(
+      std::vector<ByteRange>{part_of(one, 1), part_of(one, 2)});
+  for (uint64_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(is_limited(one, i), is_possible);
+  }
+  // What a third one prefers leaves them alone.
+  const auto third = one.advise(HugePages::kPrefer);
+  EXPECT_EQ(is_limited(one, 0), is_possible);
+  // Whoever has limited it.
+  const ByteRange last = part_of(one, 2);
+  first->lift({&last, 1});
+  EXPECT(!is_limited(one, 2));
+  // But for what another one wants so.
+  first->lift_all();
+  EXPECT(!is_limited(one, 0));
+  EXPECT_EQ(is_limited(one, 1), is_possible);
+  second->lift_all();
+  EXPECT(!is_limited(one, 1));
+}
+
+TEST(limits_of_faults_end_with_their_stream) {
+  const Advised one;
+  auto advice = one.advise(HugePages::kPrefer);
+  const ByteRange first = part_of(one, 0);
+  advice->limit_to_pages({&first, 1});
+  EXPECT_EQ(is_limited(one, 0), os::SingleFaults::are_possible());
+  advice.reset();
+  EXPECT(!is_limited(one, 0));
+  EXPECT_EQ(flags_of(one.mapping), one.preferred);
+}
+
+TEST(
+    huge_pages_stay_avoided_where_limits_are_lifted_and_one_stream_wants_that) {
+  const Advised one;
+  const auto prefers = one.advise(HugePages::kPrefer);
+  const auto avoids = one.advise(HugePages::kAvoid);
+  const ByteRange first = part_of(one, 0);
+  prefers->limit_to_pages({&first, 1});
+  prefers->lift({&first, 1});
   EXPECT_EQ(flags_of(one.mapping), one.avoided);
 }
 

@@ -299,6 +299,50 @@ TEST(drop_resident_drops_what_is_in_its_ranges) {
   }
 }
 
+TEST(move_out_takes_all_but_written_pages_across_holes) {
+  const TemporaryFile file(kSize);
+  for (const ScanMethod method : kMethods) {
+    const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+    const ByteRange range = mapping.range();
+    mapping.touch();
+    mapping.bytes()[kSize / 4] = 'w';
+    mapping.touch();
+    Residency residency(method);
+    const ByteRange hole = {range.begin + kSize / 2, range.end - kSize / 8};
+    residency.drop_resident({&hole, 1});
+    EXPECT(residency.count_resident({&range, 1}) > 0);
+    EXPECT_EQ(residency.move_out(range), 0);
+    EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+    EXPECT_EQ(mapping.resident().written_bytes, page_size_bytes());
+    EXPECT_EQ(mapping.bytes()[kSize / 4], 'w');
+    EXPECT_EQ(mapping.bytes()[4097], pattern_at(4097));
+    EXPECT_EQ(mapping.bytes()[kSize - 1], pattern_at(kSize - 1));
+  }
+}
+
+TEST(move_out_loses_no_write_of_another_thread) {
+  const TemporaryFile file(kSize);
+  const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+  const ByteRange range = mapping.range();
+  std::atomic<bool> is_done = false;
+  std::thread writer([&] {
+    for (uint64_t at = 7; at < kSize; at += 64) {
+      mapping.bytes()[at] = static_cast<char>(pattern_at(at) + 1);
+    }
+    is_done = true;
+  });
+  Residency residency;
+  while (!is_done) {
+    EXPECT_EQ(residency.move_out(range), 0);
+  }
+  writer.join();
+  for (uint64_t at = 0; at < kSize; ++at) {
+    EXPECT_EQ(
+        mapping.bytes()[at],
+        static_cast<char>(pattern_at(at) + (at % 64 == 7 ? 1 : 0)));
+  }
+}
+
 TEST(drop_resident_leaves_anonymous_memory_alone) {
   for (const ScanMethod method : kMethods) {
     const TestMapping mapping("", kSize, MAP_PRIVATE | MAP_ANONYMOUS);

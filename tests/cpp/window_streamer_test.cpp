@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "os/page_cache.h"
+#include "os/single_faults.h"
 #include "temporary_file.h"
 #include "test_macros.h"
 
@@ -82,6 +83,71 @@ TEST(the_limit_holds_for_any_tensor_below_it) {
       }
     }
   }
+}
+
+// What a touch of every 16th span maps, for each.
+uint64_t mapped_by_touches(
+    const TestMapping& mapping,
+    const std::vector<ByteRange>& spans) {
+  os::Residency residency;
+  const ByteRange range = mapping.range();
+  residency.drop_resident({&range, 1}, os::OtherWriters::kNone);
+  uint64_t count = 0;
+  for (size_t i = 0; i < spans.size(); i += 16) {
+    (void)*reinterpret_cast<const volatile char*>(spans[i].begin);
+    ++count;
+  }
+  return residency.count_resident({&range, 1}) / count;
+}
+
+TEST(of_small_tensors_that_are_read_again_single_pages_are_mapped) {
+  const TemporaryFile file(kFileSize);
+  for (const uint64_t limit : {16 * kMiB, 32 * kMiB}) {
+    const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+    const std::vector<ByteRange> spans = cut(mapping.range(), 64, 100000);
+    const auto passed =
+        std::vector<ByteRange>(spans.begin(), spans.begin() + 64);
+    WindowStreamer streamer(spans, limit);
+    const bool is_possible = os::SingleFaults::are_possible();
+    streamer.enter(0);
+    EXPECT(mapped_by_touches(mapping, passed) > 4096);  // it is live
+    EXPECT(streamer.window_ends().size() >= 3);
+    streamer.enter(1);
+    streamer.enter(2);
+    EXPECT_EQ(mapped_by_touches(mapping, passed) == 4096, is_possible);
+    streamer.enter(0);  // live again
+    EXPECT(mapped_by_touches(mapping, passed) > 4096);
+    streamer.end();
+    EXPECT_EQ(mapped_by_touches(mapping, passed) == 4096, is_possible);
+    streamer.admit(0);
+    EXPECT(mapped_by_touches(mapping, {spans[0]}) > 4096);
+    streamer.release();
+    EXPECT(mapped_by_touches(mapping, passed) > 4096);
+  }
+}
+
+TEST(large_tensors_that_are_read_again_are_mapped_as_usual) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  const std::vector<ByteRange> spans = cut(mapping.range(), 0, 4 * kMiB);
+  WindowStreamer streamer(spans, 32 * kMiB);
+  EXPECT_EQ(streamer.window_limit_bytes(), 32 * kMiB);
+  streamer.enter(0);
+  streamer.enter(1);
+  EXPECT(mapped_by_touches(mapping, {spans[0]}) > 4096);
+}
+
+TEST(windows_of_small_tensors_leave_room_for_those_read_again) {
+  const TemporaryFile file(kFileSize);
+  const TestMapping mapping(file.path(), kFileSize, MAP_PRIVATE);
+  const std::vector<ByteRange> spans = cut(mapping.range(), 0, kMiB / 4);
+  const uint64_t room = os::SingleFaults::are_possible() ? 4 * kMiB : 0;
+  EXPECT_EQ(
+      WindowStreamer(spans, 32 * kMiB).window_limit_bytes(),
+      32 * kMiB - room);
+  EXPECT_EQ(WindowStreamer(spans, 8 * kMiB).window_limit_bytes(), 8 * kMiB);
+  // All of it is one window.
+  EXPECT_EQ(WindowStreamer(spans, kFileSize).window_limit_bytes(), kFileSize);
 }
 
 TEST(a_tensor_above_the_limit_is_measured_and_told) {

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from errno import (
     EACCES,
     EAGAIN,
+    EBUSY,
     EFAULT,
     EINTR,
     EINVAL,
@@ -42,17 +43,21 @@ ALWAYS = 1 << 40
 # From linux/mman.h and linux/fs.h.
 DONTNEED, HUGEPAGE, NOHUGEPAGE, COLD, PAGEOUT, POPULATE_READ = 4, 14, 15, 20, 21, 22
 PAGEMAP_SCAN, PROCMAP_QUERY = 16, 17
+# From linux/userfaultfd.h.
+REGISTER, UNREGISTER, API = 0x00, 0x01, 0x3F
 # Of x86-64.
 SYSTEM_CALLS = {"ioctl": 16, "mremap": 25, "mincore": 27, "madvise": 28} | {
     "fadvise64": 221,
     "splice": 275,
     "vmsplice": 278,
     "pipe2": 293,
+    "userfaultfd": 323,
 }
 
 FILES = ("zip.pt", "legacy.pt", "script.pt", "plain.safetensors", "index")
 STEPS = (*FILES, "convert", "copy", "load", "look_up")
 RACE = ("race",)
+KEEP = ("keep",)
 
 # What may become of a step, beside holding the limit.
 WORKS = r"held: "
@@ -95,11 +100,21 @@ def race(call: str, errnos: tuple[int, ...], detail: int = -1) -> Fault:
 
 
 def forbidden(
-    calls: str, becomes: str, errno: int = EPERM, beside: bool = True
+    calls: str,
+    becomes: str,
+    errno: int = EPERM,
+    beside: bool = True,
+    steps: tuple[str, ...] = STEPS,
 ) -> Fault:
     """By the policy of a container or a sandbox (seccomp)."""
     numbers = tuple(SYSTEM_CALLS[call] for call in calls.split())
-    return Fault("", (errno,), becomes, beside=beside, cold=beside, numbers=numbers)
+    return Fault(
+        *("", (errno,), becomes),
+        beside=beside,
+        cold=beside,
+        numbers=numbers,
+        steps=steps,
+    )
 
 
 FAULTS = {
@@ -171,6 +186,15 @@ FAULTS = {
     # Reading ahead
     "mincore": Fault("mincore", (EPERM, ENOMEM, EAGAIN), WORKS, cold=True),
     "threads": Fault("pthread_create", (EAGAIN, EPERM), WORKS, cold=True),
+    # Kept tensors that are read again
+    "API": Fault("ioctl", (EINVAL, EPERM), A_LITTLE_OVER, detail=API, steps=KEEP),
+    "REGISTER": Fault(
+        *("ioctl", (EBUSY, ENOMEM, EINVAL), A_LITTLE_OVER), detail=REGISTER, steps=KEEP
+    ),
+    "UNREGISTER": Fault(
+        *("ioctl", (EINVAL, ENOMEM), A_LITTLE_OVER), detail=UNREGISTER, steps=KEEP
+    ),
+    "userfaultfd forbidden": forbidden("userfaultfd", A_LITTLE_OVER, steps=KEEP),
     # A thread writes all the while
     "DONTNEED in a race": race("madvise", (EPERM, EINVAL), DONTNEED),
     "COLD in a race": race("madvise", (EINVAL,), COLD),
@@ -220,7 +244,8 @@ def cases() -> Iterator[Case]:
 def some_steps(fault: Fault) -> Fault:
     """In a quick run, a single call fails in some of the steps."""
     quick = ("legacy.pt", "convert", "look_up")
-    return fault if EVERY_CALL or fault.steps == RACE else replace(fault, steps=quick)
+    is_whole = EVERY_CALL or fault.steps in {RACE, KEEP}
+    return fault if is_whole else replace(fault, steps=quick)
 
 
 class Faults:

@@ -498,9 +498,9 @@ void WindowStreamer::keep_share() noexcept {
 
 void WindowStreamer::plan_window(size_t window) {
   if (window < window_ends_.size()) {
-    const uint64_t share_bytes = window_shares_[window];
-    take_share(share_bytes, share_bytes);
-    set_limit(share_bytes, share_bytes);
+    const WindowShare& share = window_shares_[window];
+    take_share(share.bytes, share.bytes);
+    set_limit(share.bytes, share.window_bytes);
     return;
   }
   const size_t begin = window_ends_.empty() ? 0 : window_ends_.back();
@@ -516,14 +516,15 @@ void WindowStreamer::plan_window(size_t window) {
     for (size_t i = begin; i < end; ++i) {
       planned.add(spans_[i]);
     }
-    const uint64_t share_bytes = std::clamp(
-        planned.extent_bytes() + rules_.edge_bytes + limit_bytes_ -
-            rules_.memory_limit_bytes,
-        MemoryBudget::least_bytes(),
-        limit_bytes_);
-    set_limit(share_bytes, share_bytes);
+    const uint64_t needed_bytes = planned.extent_bytes() + rules_.edge_bytes;
+    set_limit(
+        std::clamp(
+            needed_bytes + limit_bytes_ - rules_.memory_limit_bytes,
+            MemoryBudget::least_bytes(),
+            limit_bytes_),
+        needed_bytes);
   }
-  window_shares_.push_back(limit_bytes_);
+  window_shares_.push_back({limit_bytes_, rules_.memory_limit_bytes});
   window_ends_.push_back(end);
 }
 
@@ -577,7 +578,8 @@ void WindowStreamer::enter(size_t window) {
   }
   keep_share();
   publish_live();
-  advise_faults(passed);
+  lift_faults(live_.extents());
+  limit_faults(passed);
   // Before the edges are read, so that the disk has more to do than that.
   read_ahead(
       share_.has_value() ? std::span(spans_).subspan(window_ends_[window])
@@ -726,7 +728,7 @@ void WindowStreamer::admit_part(size_t index, const ByteRange& part) {
     drop_cached({});
   }
   keep_share();
-  advise_faults({});
+  lift_faults({&span, 1});
   if (is_over_limit()) {
     watch_if_over_limit();
   }
@@ -735,27 +737,30 @@ void WindowStreamer::admit_part(size_t index, const ByteRange& part) {
   }
 }
 
-void WindowStreamer::advise_faults(std::span<const ByteRange> passed) {
-  const std::vector<ByteRange> live = in_fault_blocks(live_.extents());
+void WindowStreamer::lift_faults(std::span<const ByteRange> live) {
   std::vector<ByteRange> ranges;
-  for (const ByteRange& extent : live) {
+  for (const ByteRange& extent : in_fault_blocks(live)) {
     append_owned(extent, ranges);
   }
   fault_advice_.lift(ranges);
+}
+
+void WindowStreamer::limit_faults(std::span<const ByteRange> passed) {
   if (!limits_faults_) {
     return;
   }
-  ranges.clear();
+  const std::vector<ByteRange> live = in_fault_blocks(live_.extents());
+  std::vector<ByteRange> parts;
   for (const ByteRange& extent : in_fault_blocks(passed)) {
-    std::vector<ByteRange> parts;
     append_parts_outside(extent, live, parts);
-    for (const ByteRange& part : parts) {
-      append_owned(part, ranges);
-    }
+  }
+  std::vector<ByteRange> owned_parts;
+  for (const ByteRange& part : parts) {
+    append_owned(part, owned_parts);
   }
   std::vector<ByteRange> free_parts;
-  for (const ByteRange& range : ranges) {
-    live_ranges_->append_free_parts(range, free_parts);
+  for (const ByteRange& part : owned_parts) {
+    live_ranges_->append_free_parts(part, free_parts);
   }
   fault_advice_.limit_to_pages(free_parts);
 }
@@ -803,7 +808,7 @@ void WindowStreamer::enter_piece(const ByteRange& piece) {
   drop_live(piece);
   live_.add(piece);
   publish_live();
-  advise_faults({});
+  lift_faults({&piece, 1});
   if (watcher_.is_watching()) {
     tell_what_is_live();
   }
@@ -897,7 +902,7 @@ void WindowStreamer::release() {
 void WindowStreamer::end() {
   release_with(other_threads_.writers());
   if (may_be_read_again()) {
-    advise_faults(all_extents_);
+    limit_faults(all_extents_);
   }
   if (!share_.has_value()) {
     watch_kept();

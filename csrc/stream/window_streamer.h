@@ -254,6 +254,11 @@ class WindowStreamer {
   [[nodiscard]] bool invariants_hold() const;
 
  private:
+  struct WindowShare {
+    uint64_t bytes;
+    uint64_t window_bytes;  // without the room that the window leaves
+  };
+
   void release_with(os::OtherWriters other_writers) noexcept;
   // Drops all that is live except the pages of `next`.
   void drop_live(const ByteRange& next);
@@ -278,9 +283,10 @@ class WindowStreamer {
   void tell_what_is_live();
   // Whether the limit is at stake when tensors of earlier windows are.
   [[nodiscard]] bool may_be_read_again() const noexcept;
-  // Has faults map as much as they can where that is live, and in `passed`, of
-  // what is not, single pages if that is wanted.
-  void advise_faults(std::span<const ByteRange> passed);
+  // Of what is live now, faults map as much as they can; of what is not any
+  // more, single pages, if that is wanted.
+  void lift_faults(std::span<const ByteRange> live);
+  void limit_faults(std::span<const ByteRange> passed);
   // Keeps faults at both edges of a live extent from mapping what is outside.
   void pin_edges(const ByteRange& extent);
   os::DropResult drop(
@@ -336,11 +342,10 @@ class WindowStreamer {
   FaultAdvice fault_advice_;               // of them
   std::vector<ByteRange> all_extents_;  // of all spans, inside owned_mappings_
   uint64_t all_extents_bytes_ = 0;
-  std::optional<BudgetShare> share_;  // of a budget
-  uint64_t limit_bytes_;              // of the share, or of the stream
-  std::vector<uint64_t>
-      window_shares_;  // of a budget, for each of window_ends_
-  std::optional<LiveRanges> live_ranges_;  // if anything is mapped
+  std::optional<BudgetShare> share_;        // of a budget
+  uint64_t limit_bytes_;                    // of the share, or of the stream
+  std::vector<WindowShare> window_shares_;  // of a budget, for window_ends_
+  std::optional<LiveRanges> live_ranges_;   // if anything is mapped
   os::Residency residency_;
   plan::Window live_;
   uint64_t mapped_before_live_ = 0;  // os::Residency::mapped_file_bytes()

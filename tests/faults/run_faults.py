@@ -30,6 +30,7 @@ from ckpt_streamer import stream
 
 MIB = 1024 * 1024
 LIMIT = 4 * MIB
+KEPT_LIMIT = 16 * MIB
 SECONDS = 30  # for one case, before it counts as hanging
 
 OPEN = torch.ops.ckpt_streamer.open
@@ -73,7 +74,10 @@ def make_files(folder: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     paths["index"] = str(index)
     paths["large"] = str(folder / "large.pt")
     torch.save(large, paths["large"])
-    return paths, tensors | large
+    small = {f"s{i}": torch.full((MIB // 16,), float(i)) for i in range(160)}
+    paths["small"] = str(folder / "small.pt")
+    torch.save(small, paths["small"])
+    return paths, tensors | large | small
 
 
 def clean_bytes(path: str) -> int:
@@ -188,7 +192,26 @@ def steps(paths: dict[str, str], expected: dict[str, Tensor]) -> Steps:
     yield "copy", copy
     yield "load", load
     yield "look_up", look_up
+    yield "keep", lambda: keep(paths["small"], expected)
     yield "race", lambda: race(paths["zip.pt"])
+
+
+def keep(path: str, expected: dict[str, Tensor]) -> str:
+    """Read small tensors again whose windows are over, a few and then all of them."""
+    handle = OPEN(path, KEPT_LIMIT)
+    kept = []
+    while handle.has_next():
+        kept.append(handle.next())
+        if len(kept) % 40 == 0:
+            kept[-40][1][0].item()
+    for name, tensor in kept:
+        if not torch.equal(tensor, expected[name]):
+            raise WrongError(f"the bytes of {name}")
+    handle.release()
+    not_held: str = handle.not_held() or ""
+    if clean_bytes(path) > 0 and not not_held:
+        raise WrongError("pages stayed, and nothing is said of it")
+    return not_held
 
 
 def map_again(paths: dict[str, str]) -> list[mmap.mmap]:

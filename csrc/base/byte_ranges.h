@@ -20,4 +20,21 @@ void append_parts_outside(
     std::span<const ByteRange> holes,
     std::vector<ByteRange>& parts);
 
+// Bytes, as disjoint ranges that do not touch, ascending. Cost of a change:
+// O(log n), and moving what comes behind. THROWS: std::bad_alloc, with which
+// nothing is changed.
+class ByteRangeSet {
+ public:
+  void add(const ByteRange& range);
+  // Appends the parts that were there.
+  void remove(const ByteRange& range, std::vector<ByteRange>& removed);
+
+  [[nodiscard]] const std::vector<ByteRange>& ranges() const noexcept {
+    return ranges_;
+  }
+
+ private:
+  std::vector<ByteRange> ranges_;
+};
+
 }  // namespace ckpt_streamer

@@ -140,6 +140,9 @@ int move_away_while_none_forks(
     const uint64_t middle = run.begin + half * page_size_bytes();
     const int first =
         move_away_while_none_forks({run.begin, middle}, may_be_locked, scan);
+    if (first == ENOMEM) {
+      return first;  // or every page is tried
+    }
     const int second =
         move_away_while_none_forks({middle, run.end}, may_be_locked, scan);
     return first != 0 ? first : second;

@@ -18,11 +18,13 @@ namespace ckpt_streamer::os {
 // of the ranges. Not thread-safe.
 class SingleFaults {
  public:
-  // Whether this kernel and its policies have them; asked once in a process.
+  // Whether this kernel and its policies have them; asked once in a process, as
+  // long as there were descriptors and memory to ask with.
   [[nodiscard]] static bool are_possible() noexcept;
 
   SingleFaults() = default;
-  // Ends it for all ranges.
+  // Ends it for all ranges, unless a child that was forked meanwhile lives: for
+  // them, end() does.
   ~SingleFaults();
   SingleFaults(const SingleFaults&) = delete;
   SingleFaults& operator=(const SingleFaults&) = delete;

@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <utility>
 
@@ -24,8 +25,16 @@ constexpr uint64_t kAsyncWriteProtection = uint64_t{1} << 15;
 }  // namespace
 
 bool SingleFaults::are_possible() noexcept {
-  static const bool value = SingleFaults().open() == 0;
-  return value;
+  static std::atomic<int> known_error = -1;
+  if (known_error < 0) {
+    const int error_number = SingleFaults().open();
+    if (error_number == EMFILE || error_number == ENFILE ||
+        error_number == ENOMEM) {
+      return false;
+    }
+    known_error = error_number;
+  }
+  return known_error == 0;
 }
 
 SingleFaults::~SingleFaults() {
@@ -70,7 +79,14 @@ int SingleFaults::begin(const ByteRange& range) noexcept {
   uffdio_register what{};
   what.range = {range.begin, range.size_bytes()};
   what.mode = UFFDIO_REGISTER_MODE_WP;
-  return ::ioctl(descriptor_, UFFDIO_REGISTER, &what) == 0 ? 0 : errno;
+  if (::ioctl(descriptor_, UFFDIO_REGISTER, &what) == 0) {
+    return 0;
+  }
+  const int error_number = errno;
+  if (error_number != EBUSY) {
+    end(range);  // what of it was registered before that
+  }
+  return error_number;
 }
 
 void SingleFaults::end(const ByteRange& range) noexcept {

@@ -1,15 +1,13 @@
 #include "stream/fault_advice.h"
 
 #include <algorithm>
-#include <limits>
+#include <atomic>
 #include <mutex>
 #include <optional>
 #include <utility>
 
-#include "base/byte_ranges.h"
 #include "os/single_faults.h"
 #include "os/threads.h"
-#include "plan/window.h"
 
 namespace ckpt_streamer::stream {
 namespace {
@@ -26,35 +24,15 @@ Registry& registry() {
   return *instance;
 }
 
+// Whether faults are limited anywhere: asked before any lock is taken.
+std::atomic<bool> are_any_limited = false;
+
 bool have_common_part(
     std::span<const ByteRange> ranges,
     const ByteRange& range) noexcept {
   return std::any_of(ranges.begin(), ranges.end(), [&](const ByteRange& one) {
     return !intersect(one, range).empty();
   });
-}
-
-// The union of both, disjoint and ascending.
-std::vector<ByteRange> with(
-    std::span<const ByteRange> ranges,
-    const ByteRange& added) {
-  plan::Window all({std::numeric_limits<uint64_t>::max(), 1, 0});
-  for (const ByteRange& range : ranges) {
-    all.add(range);
-  }
-  all.add(added);
-  return all.extents();
-}
-
-// The ranges, ascending, without all that lies in the holes, ascending too.
-std::vector<ByteRange> without(
-    std::span<const ByteRange> ranges,
-    std::span<const ByteRange> holes) {
-  std::vector<ByteRange> left;
-  for (const ByteRange& range : ranges) {
-    append_parts_outside(range, holes, left);
-  }
-  return left;
 }
 
 }  // namespace
@@ -91,7 +69,7 @@ FaultAdvice::~FaultAdvice() {
 void FaultAdvice::prefer_huge_pages(const ByteRange& range) noexcept {
   os::advise_huge_pages({&range, 1}, os::HugePages::kPrefer);
   for (const FaultAdvice* const one : registry().all) {
-    for (const ByteRange& limited : one->limited_) {
+    for (const ByteRange& limited : one->limited_.ranges()) {
       const ByteRange part = intersect(limited, range);
       if (!part.empty()) {
         os::advise_huge_pages({&part, 1}, os::HugePages::kAvoid);
@@ -106,14 +84,15 @@ void FaultAdvice::limit_to_pages(std::span<const ByteRange> ranges) noexcept {
   if (!single_faults.has_value()) {
     single_faults.emplace();
   }
+  are_any_limited = true;
   for (const ByteRange& range : ranges) {
+    if (single_faults->begin(range) != 0) {
+      continue;
+    }
     try {
-      std::vector<ByteRange> limited = with(limited_, range);
-      if (single_faults->begin(range) != 0) {
-        continue;
-      }
-      limited_ = std::move(limited);
+      limited_.add(range);
     } catch (...) {  // no memory
+      single_faults->end(range);
       continue;
     }
     os::advise_huge_pages({&range, 1}, os::HugePages::kAvoid);
@@ -131,53 +110,60 @@ void FaultAdvice::lift_limit(const ByteRange& range) const noexcept {
 }
 
 void FaultAdvice::lift(std::span<const ByteRange> ranges) noexcept {
+  if (!are_any_limited) {
+    return;
+  }
   const std::lock_guard lock(registry().mutex);
+  std::vector<ByteRange> lifted;
   for (FaultAdvice* const one : registry().all) {
-    if (one->limited_.empty()) {
-      continue;
-    }
     try {
-      std::vector<ByteRange> left = without(one->limited_, ranges);
-      const std::vector<ByteRange> lifted = without(one->limited_, left);
-      std::swap(one->limited_, left);
-      for (const ByteRange& range : lifted) {
-        lift_limit(range);
+      for (const ByteRange& range : ranges) {
+        one->limited_.remove(range, lifted);
       }
     } catch (...) {  // no memory: slow to read, and nothing else
     }
+  }
+  for (const ByteRange& range : lifted) {
+    lift_limit(range);
   }
 }
 
 void FaultAdvice::lift_all() noexcept {
   const std::lock_guard lock(registry().mutex);
-  std::vector<ByteRange> limited = std::exchange(limited_, {});
+  ByteRangeSet limited = std::exchange(limited_, {});
   bool are_any_left = false;
   for (const FaultAdvice* const one : registry().all) {
-    are_any_left = are_any_left || !one->limited_.empty();
     try {
-      limited = without(limited, one->limited_);
+      std::vector<ByteRange> kept;
+      for (const ByteRange& range : one->limited_.ranges()) {
+        are_any_left = true;
+        limited.remove(range, kept);
+      }
     } catch (...) {  // no memory: theirs are lifted as well
     }
   }
-  for (const ByteRange& range : limited) {
+  for (const ByteRange& range : limited.ranges()) {
     lift_limit(range);
   }
   if (!are_any_left) {
     registry().single_faults.reset();
+    are_any_limited = false;
   }
 }
 
 void FaultAdvice::disown(const ByteRange& range) noexcept {
   const std::lock_guard lock(registry().mutex);
   std::erase_if(mappings_, [&](const ByteRange& mapping) {
-    return !intersect(mapping, range).empty();
-  });
-  // What they map by now, if anything, is not this one's to advise.
-  std::erase_if(limited_, [&](const ByteRange& limited) {
-    return std::none_of(
-        mappings_.begin(),
-        mappings_.end(),
-        [&](const ByteRange& mapping) { return mapping.contains(limited); });
+    if (intersect(mapping, range).empty()) {
+      return false;
+    }
+    try {
+      std::vector<ByteRange> forgotten;
+      limited_.remove(mapping, forgotten);
+    } catch (...) {  // no memory: all of them are
+      limited_ = {};
+    }
+    return true;
   });
 }
 

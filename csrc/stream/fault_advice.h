@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/byte_range.h"
+#include "base/byte_ranges.h"
 #include "os/residency.h"
 
 namespace ckpt_streamer::stream {
@@ -35,7 +36,7 @@ class FaultAdvice {
   void limit_to_pages(std::span<const ByteRange> ranges) noexcept;
 
   // Of what this one, or any other, has limited of the ranges, faults are as
-  // before. Cost: of what nobody has limited, no system call.
+  // before. Cost: where nobody has limited any, a load.
   void lift(std::span<const ByteRange> ranges) noexcept;
 
   // The same of all that this one has limited, but for what others have too.
@@ -54,7 +55,7 @@ class FaultAdvice {
   void lift_limit(const ByteRange& range) const noexcept;
 
   std::vector<ByteRange> mappings_;
-  std::vector<ByteRange> limited_;  // disjoint, ascending
+  ByteRangeSet limited_;
   const os::HugePages wanted_;
 };
 

@@ -26,8 +26,9 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 // What a reader on all processors is taken to read: above what was measured.
 constexpr double kFastestBytesPerMicrosecond = 48'000;
 
-// The same, of ranges whose faults map single pages: twice what was measured.
-constexpr double kFastestByPagesPerMicrosecond = 6'000;
+// The same, of ranges whose faults map single pages, for each processor: above
+// what was measured.
+constexpr double kFastestByPagesPerMicrosecond = 3'000;
 
 // What reclaim keeps up with where it unmaps pages one by one.
 constexpr double kPagedOutPerMicrosecond = 500;
@@ -63,7 +64,9 @@ constexpr size_t kMostPagedOut = 1;
 // What is moved away at once: so much for the sake of speed, and no more
 // because of what others may see meanwhile (os::OtherWriters).
 constexpr uint64_t kMovedBytes = 2 * kMiB;
-constexpr uint64_t kMovedHullBytes = 256 * kMiB;
+constexpr uint64_t kMovedHullBytes = 64 * kMiB;
+// Then it looks again.
+constexpr auto kLongestEviction = milliseconds(2);
 
 // What one fault may map, or the part of it that is watched.
 struct Block {
@@ -603,10 +606,14 @@ class Watcher::Lookout {
 
   // Neighbours together, with what is not resident between them.
   void move_out_blocks(std::span<size_t> indices) {
+    // Kernels without single faults may be slow to look at what is moved, holes
+    // included (PAGEMAP_SCAN came with them).
+    const uint64_t most_bytes = state_.slack_bytes > 0 ? kMovedHullBytes : 0;
+    const Clock::time_point end = Clock::now() + kLongestEviction;
     std::sort(indices.begin(), indices.end());
     auto range = state_.ranges.begin();
     for (size_t i = 0; i < indices.size();) {
-      if (state_.waiting_owners > 0) {
+      if (state_.waiting_owners > 0 || Clock::now() > end) {
         return;
       }
       const size_t first = i;
@@ -619,7 +626,7 @@ class Watcher::Lookout {
         const Block& next = blocks_[indices[i]];
         clean_bytes += next.clean_bytes;
         if (clean_bytes > kMovedBytes || next.range.end > range->end ||
-            next.range.end - hull.begin > kMovedHullBytes) {
+            next.range.end - hull.begin > most_bytes) {
           break;
         }
         hull.end = next.range.end;
@@ -673,10 +680,13 @@ class Watcher::Lookout {
     }
     const uint64_t spare_bytes =
         state_.live.empty() ? state_.limit_bytes / 2 : state_.slack_bytes;
-    const nanoseconds least =
-        time_to_read(spare_bytes / 2, kFastestByPagesPerMicrosecond);
+    static const double fastest = std::min(
+        kFastestByPagesPerMicrosecond *
+            std::max(std::thread::hardware_concurrency(), 1U),
+        kFastestBytesPerMicrosecond);
+    const nanoseconds least = time_to_read(spare_bytes / 2, fastest);
     return std::clamp<nanoseconds>(
-        time_to_read(room_bytes_, kFastestByPagesPerMicrosecond),
+        time_to_read(room_bytes_, fastest),
         std::clamp<nanoseconds>(least, kShortestQuietSleep, kRest),
         kRest);
   }

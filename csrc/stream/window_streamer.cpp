@@ -146,17 +146,22 @@ bool limits_faults_of(std::span<const ByteRange> spans, const Bounds& bounds) {
          os::SingleFaults::are_possible();
 }
 
-// What windows leave of the limit: to read ahead, where the kernel's copy
-// counts as well, and for what is read again until that is noticed.
-uint64_t room_bytes(
+// What windows leave of the limit for what is read again until that is noticed.
+uint64_t slack_bytes_of(uint64_t limit_bytes, bool limits_faults) {
+  constexpr uint64_t kMiB = uint64_t{1} << 20;
+  return limits_faults ? std::min(
+                             std::clamp(limit_bytes / 8, 4 * kMiB, 32 * kMiB),
+                             limit_bytes / 4)
+                       : 0;
+}
+
+// That, and for what is read ahead where the kernel's copy counts as well.
+uint64_t room_bytes_of(
     uint64_t limit_bytes,
     bool drop_page_cache,
     bool limits_faults) {
-  constexpr uint64_t kMiB = uint64_t{1} << 20;
-  const uint64_t ahead_bytes = drop_page_cache ? limit_bytes / 4 : 0;
-  const uint64_t again_bytes =
-      limits_faults ? std::clamp(limit_bytes / 8, 4 * kMiB, 32 * kMiB) : 0;
-  return std::max(ahead_bytes, std::min(again_bytes, limit_bytes / 4));
+  return slack_bytes_of(limit_bytes, limits_faults) +
+         (drop_page_cache ? limit_bytes / 4 : 0);
 }
 
 plan::WindowRules rules_for(
@@ -174,7 +179,7 @@ plan::WindowRules rules_for(
           os::page_size_bytes(),
           os::fault_extent_bytes()),
       spans,
-      room_bytes(limit_bytes, bounds.drop_page_cache, limits_faults));
+      room_bytes_of(limit_bytes, bounds.drop_page_cache, limits_faults));
 }
 
 }  // namespace
@@ -473,14 +478,16 @@ void WindowStreamer::set_limit(
   // As plan::with_room().
   const uint64_t window_bytes = std::max(
       limit_bytes -
-          room_bytes(limit_bytes, bounds_.drop_page_cache, limits_faults_),
+          room_bytes_of(limit_bytes, bounds_.drop_page_cache, limits_faults_),
       std::min(limit_bytes, needed_bytes));
   rules_.memory_limit_bytes = window_bytes;
   live_.set_memory_limit(window_bytes);
 }
 
 uint64_t WindowStreamer::slack_bytes() const noexcept {
-  return limits_faults_ ? limit_bytes_ - rules_.memory_limit_bytes : 0;
+  return std::min(
+      slack_bytes_of(limit_bytes_, limits_faults_),
+      limit_bytes_ - rules_.memory_limit_bytes);
 }
 
 void WindowStreamer::watch_all() noexcept {
@@ -564,9 +571,12 @@ void WindowStreamer::enter(size_t window) {
     plan_window(window);
   }
   ++figures_.windows_entered;
+  const bool was_released = !is_live_ && was_live_;
   begin_if_idle();
   pieces_ = {};
-  const std::vector<ByteRange> passed = live_.extents();
+  // After a release, what was passed before it is not known any more.
+  const std::vector<ByteRange> passed =
+      was_released && may_be_read_again() ? all_extents_ : live_.extents();
   const std::span<const ByteRange> spans = spans_of_window(window);
   const auto first =
       std::find_if_not(spans.begin(), spans.end(), [](const ByteRange& span) {
@@ -737,32 +747,39 @@ void WindowStreamer::admit_part(size_t index, const ByteRange& part) {
   }
 }
 
-void WindowStreamer::lift_faults(std::span<const ByteRange> live) {
-  std::vector<ByteRange> ranges;
-  for (const ByteRange& extent : in_fault_blocks(live)) {
-    append_owned(extent, ranges);
+void WindowStreamer::lift_faults(std::span<const ByteRange> live) noexcept {
+  try {
+    std::vector<ByteRange> ranges;
+    for (const ByteRange& range : live) {
+      append_owned(round_outward(range, os::fault_extent_bytes()), ranges);
+    }
+    fault_advice_.lift(ranges);
+  } catch (...) {  // no memory: slow to read
   }
-  fault_advice_.lift(ranges);
 }
 
-void WindowStreamer::limit_faults(std::span<const ByteRange> passed) {
+void WindowStreamer::limit_faults(std::span<const ByteRange> passed) noexcept {
   if (!limits_faults_) {
     return;
   }
-  const std::vector<ByteRange> live = in_fault_blocks(live_.extents());
-  std::vector<ByteRange> parts;
-  for (const ByteRange& extent : in_fault_blocks(passed)) {
-    append_parts_outside(extent, live, parts);
+  try {
+    const std::vector<ByteRange> live = in_fault_blocks(live_.extents());
+    std::vector<ByteRange> parts;
+    for (const ByteRange& extent : in_fault_blocks(passed)) {
+      append_parts_outside(extent, live, parts);
+    }
+    std::vector<ByteRange> owned_parts;
+    for (const ByteRange& part : parts) {
+      append_owned(part, owned_parts);
+    }
+    if (live_ranges_->has_neighbours()) {
+      for (const ByteRange& part : std::exchange(owned_parts, {})) {
+        live_ranges_->append_free_parts(part, owned_parts);
+      }
+    }
+    fault_advice_.limit_to_pages(owned_parts);
+  } catch (...) {  // no memory: what is read again is watched all the same
   }
-  std::vector<ByteRange> owned_parts;
-  for (const ByteRange& part : parts) {
-    append_owned(part, owned_parts);
-  }
-  std::vector<ByteRange> free_parts;
-  for (const ByteRange& part : owned_parts) {
-    live_ranges_->append_free_parts(part, free_parts);
-  }
-  fault_advice_.limit_to_pages(free_parts);
 }
 
 bool WindowStreamer::may_be_read_again() const noexcept {

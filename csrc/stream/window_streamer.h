@@ -285,8 +285,8 @@ class WindowStreamer {
   [[nodiscard]] bool may_be_read_again() const noexcept;
   // Of what is live now, faults map as much as they can; of what is not any
   // more, single pages, if that is wanted.
-  void lift_faults(std::span<const ByteRange> live);
-  void limit_faults(std::span<const ByteRange> passed);
+  void lift_faults(std::span<const ByteRange> live) noexcept;
+  void limit_faults(std::span<const ByteRange> passed) noexcept;
   // Keeps faults at both edges of a live extent from mapping what is outside.
   void pin_edges(const ByteRange& extent);
   os::DropResult drop(

@@ -148,6 +148,20 @@ TEST(faults_are_limited_until_somebody_lifts_that) {
   EXPECT(!is_limited(one, 1));
 }
 
+TEST(of_disowned_mappings_the_limits_are_forgotten_alone) {
+  const Advised one;
+  const ByteRange range = one.mapping.range();
+  const ByteRange first = {range.begin, range.begin + kSize / 2};
+  const ByteRange second = {first.end, range.end};
+  FaultAdvice advice({first, second}, HugePages::kPrefer);
+  advice.limit_to_pages({&range, 1});
+  advice.disown({range.begin, range.begin + 1});
+  const bool is_possible = os::SingleFaults::are_possible();
+  EXPECT_EQ(is_limited(one, 3), is_possible);
+  advice.lift_all();
+  EXPECT(!is_limited(one, 3));
+}
+
 TEST(limits_of_faults_end_with_their_stream) {
   const Advised one;
   auto advice = one.advise(HugePages::kPrefer);

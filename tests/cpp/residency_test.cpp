@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "os/single_faults.h"
 #include "temporary_file.h"
 #include "test_macros.h"
 
@@ -322,24 +323,43 @@ TEST(move_out_takes_all_but_written_pages_across_holes) {
 
 TEST(move_out_loses_no_write_of_another_thread) {
   const TemporaryFile file(kSize);
-  const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
-  const ByteRange range = mapping.range();
-  std::atomic<bool> is_done = false;
-  std::thread writer([&] {
-    for (uint64_t at = 7; at < kSize; at += 64) {
-      mapping.bytes()[at] = static_cast<char>(pattern_at(at) + 1);
+  for (const ScanMethod method : kMethods) {
+    for (const bool has_single_faults : {false, true}) {
+      const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
+      const ByteRange range = mapping.range();
+      SingleFaults faults;
+      const bool is_begun = has_single_faults && faults.begin(range) == 0;
+      std::atomic<bool> is_done = false;
+      std::thread writer([&] {
+        for (uint64_t at = 7; at < kSize; at += 64) {
+          mapping.bytes()[at] = static_cast<char>(pattern_at(at) + 1);
+        }
+        is_done = true;
+      });
+      Residency residency(method);
+      while (!is_done) {
+        mapping.touch();
+        EXPECT_EQ(residency.move_out(range), 0);
+      }
+      writer.join();
+      for (uint64_t at = 0; at < kSize; ++at) {
+        EXPECT_EQ(
+            mapping.bytes()[at],
+            static_cast<char>(pattern_at(at) + (at % 64 == 7 ? 1 : 0)));
+      }
+      if (is_begun) {  // and stays so where pages were moved
+        const TestMapping clean(file.path(), kSize, MAP_PRIVATE);
+        const ByteRange clean_range = clean.range();
+        EXPECT_EQ(faults.begin(clean_range), 0);
+        advise_huge_pages({&clean_range, 1}, HugePages::kAvoid);
+        clean.touch();
+        EXPECT_EQ(residency.move_out(clean_range), 0);
+        (void)clean.bytes()[kSize / 2];
+        EXPECT_EQ(
+            residency.count_resident({&clean_range, 1}),
+            page_size_bytes());
+      }
     }
-    is_done = true;
-  });
-  Residency residency;
-  while (!is_done) {
-    EXPECT_EQ(residency.move_out(range), 0);
-  }
-  writer.join();
-  for (uint64_t at = 0; at < kSize; ++at) {
-    EXPECT_EQ(
-        mapping.bytes()[at],
-        static_cast<char>(pattern_at(at) + (at % 64 == 7 ? 1 : 0)));
   }
 }
 

@@ -362,6 +362,8 @@ def main() -> None:
             signal.alarm(SECONDS)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             try:
+                # Replaces the parent's pool, which two threads at once do not survive.
+                torch.set_num_threads(1)
                 result = run_case(case, library, paths, expected)
                 os.write(writer, json.dumps(result).encode())
             except BaseException:

@@ -173,8 +173,7 @@ TEST(limits_of_faults_end_with_their_stream) {
   EXPECT_EQ(flags_of(one.mapping), one.preferred);
 }
 
-TEST(
-    huge_pages_stay_avoided_where_limits_are_lifted_and_one_stream_wants_that) {
+TEST(huge_pages_stay_avoided_where_limits_are_lifted) {
   const Advised one;
   const auto prefers = one.advise(HugePages::kPrefer);
   const auto avoids = one.advise(HugePages::kAvoid);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 import ckpt_streamer
 from ckpt_streamer import create
 
+MIB = 1024 * 1024
 BF16 = torch.bfloat16
 
 
@@ -159,6 +161,31 @@ def test_a_tensor_that_could_not_be_read_may_be_written_again(
     found = load(path)
     assert torch.equal(found["w"], weight)
     assert torch.equal(found["row"], weight[1])
+
+
+def test_what_shares_memory_with_a_half_written_tensor_cannot_be_written(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x.pt"
+    base = torch.arange(4 * MIB, dtype=torch.int32)  # 16 MiB
+    writer = create(path, {"a": base, "b": base})
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6 * MIB, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            writer.write("a", base)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    with pytest.raises(
+        ValueError,
+        match=rf"{path}: the tensor 'b' shares memory with one that could not be "
+        r"written on from byte \d+ of 16777216, expected another writer after that",
+    ):
+        writer.write("b", base)
+    with pytest.raises(ValueError, match=r"'a' has \d+ bytes, expected all of its"):
+        writer.finish()
+    writer.close()
+    assert not path.exists()
 
 
 def conjugate_and_negative() -> list[Tensor]:

@@ -272,11 +272,29 @@ at::Tensor WriterHandle::span_of(size_t position, const at::Tensor& tensor)
   return span;
 }
 
+// What was written of the storage may be another tensor's, converted or not.
+void WriterHandle::check_not_begun(size_t position) const {
+  const write::Plan& plan = writer_->plan();
+  const uint32_t storage = plan.placements[position].storage;
+  const uint64_t written_bytes = writer_->written_bytes(storage);
+  TORCH_CHECK_VALUE(
+      written_bytes == 0,
+      path_,
+      ": the tensor ",
+      format::quoted(plan.names[position]),
+      " shares memory with one that could not be written on from byte ",
+      written_bytes,
+      " of ",
+      plan.storages[storage].size_bytes,
+      ", expected another writer after that");
+}
+
 void WriterHandle::write_at(size_t position, const at::Tensor& tensor) {
   check_matches(position, tensor);
   const write::Placement& placement = writer_->plan().placements[position];
   if (placement.storage != kNoStorage &&
       !writer_->is_written(placement.storage)) {
+    check_not_begun(position);
     elements_.hand_out(
         placement.is_span ? span_of(position, tensor) : tensor.detach(),
         scalar_type_of(placement.dtype),

@@ -64,6 +64,7 @@ class WriterHandle final : public torch::CustomClassHolder {
  private:
   void write_at(size_t position, const at::Tensor& tensor);
   void check_matches(size_t position, const at::Tensor& tensor) const;
+  void check_not_begun(size_t position) const;
   [[nodiscard]] at::Tensor span_of(size_t position, const at::Tensor& tensor)
       const;
   write::CheckpointWriter& open_writer();

@@ -121,10 +121,15 @@ void CheckpointWriter::check_open() const {
   }
 }
 
-bool CheckpointWriter::is_written(uint32_t storage) const noexcept {
+uint64_t CheckpointWriter::written_bytes(uint32_t storage) const noexcept {
   const PlannedStorage& planned = plan_.storages[storage];
-  return is_finished_ || files_[planned.file].writer->written_bytes(
-                             planned.storage) == planned.size_bytes;
+  return is_finished_
+             ? planned.size_bytes
+             : files_[planned.file].writer->written_bytes(planned.storage);
+}
+
+bool CheckpointWriter::is_written(uint32_t storage) const noexcept {
+  return written_bytes(storage) == plan_.storages[storage].size_bytes;
 }
 
 void CheckpointWriter::append(
@@ -133,8 +138,7 @@ void CheckpointWriter::append(
   check_open();
   const PlannedStorage& planned = plan_.storages[storage];
   FileWriter& writer = *files_[planned.file].writer;
-  const uint64_t left =
-      planned.size_bytes - writer.written_bytes(planned.storage);
+  const uint64_t left = planned.size_bytes - written_bytes(storage);
   if (bytes.size() > left) {
     throw CheckpointError(
         ErrorKind::kInvalidArgument,
@@ -149,9 +153,9 @@ void CheckpointWriter::append(
 
 void CheckpointWriter::finish() {
   check_open();
-  for (const PlannedStorage& planned : plan_.storages) {
-    const uint64_t written =
-        files_[planned.file].writer->written_bytes(planned.storage);
+  for (uint32_t storage = 0; storage < plan_.storages.size(); ++storage) {
+    const PlannedStorage& planned = plan_.storages[storage];
+    const uint64_t written = written_bytes(storage);
     if (written != planned.size_bytes) {
       throw CheckpointError(
           ErrorKind::kInvalidArgument,

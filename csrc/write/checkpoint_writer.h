@@ -51,6 +51,8 @@ class CheckpointWriter {
   // The next bytes of a storage of the plan. THROWS: CheckpointError
   // InvalidArgument for more than it has left; Io.
   void append(uint32_t storage, std::span<const std::byte> bytes);
+  // So far.
+  [[nodiscard]] uint64_t written_bytes(uint32_t storage) const noexcept;
   [[nodiscard]] bool is_written(uint32_t storage) const noexcept;
 
   // Has the disk keep all files, then puts them in their places. Afterwards

@@ -168,7 +168,7 @@ FAULTS = {
         *("open", (EACCES,), TOLD), text="/proc/self/pagemap", beside=True
     ),
     "maps": Fault("open", (ENOENT, EMFILE), NO_MAPPINGS, text="/proc/self/maps"),
-    "no /proc": Fault("open", (ENOENT,), NO_MAPPINGS, text="/proc/"),
+    "no /proc": Fault("open", (ENOENT,), rf"{NO_MAPPINGS}|{TOLD}", text="/proc/"),
     "map_files": Fault("open", (EPERM, EMFILE), WORKS, text="/map_files/", cold=True),
     "tasks": Fault("opendir", (ENOENT, EMFILE), WORKS, beside=True),
     "a task": Fault(

@@ -52,6 +52,7 @@ FaultAdvice::FaultAdvice(std::vector<ByteRange> mappings, os::HugePages wanted)
 
 FaultAdvice::~FaultAdvice() {
   lift_all();
+  prefer_huge_pages_only_in({});
   const std::lock_guard lock(registry().mutex);
   std::erase(registry().all, this);
   if (wanted_ == os::HugePages::kPrefer) {
@@ -151,6 +152,27 @@ void FaultAdvice::lift_all() noexcept {
   }
 }
 
+void FaultAdvice::prefer_huge_pages_only_in(
+    std::span<const ByteRange> ranges) noexcept {
+  if (wanted_ == os::HugePages::kPrefer) {
+    return;
+  }
+  const std::lock_guard lock(registry().mutex);
+  os::advise_huge_pages(exceptions_, os::HugePages::kAvoid);
+  exceptions_.clear();
+  for (const ByteRange& range : ranges) {
+    if (is_wanted_elsewhere(os::HugePages::kAvoid, range)) {
+      continue;
+    }
+    try {
+      exceptions_.push_back(range);
+    } catch (...) {  // no memory
+      return;
+    }
+    prefer_huge_pages(range);
+  }
+}
+
 void FaultAdvice::disown(const ByteRange& range) noexcept {
   const std::lock_guard lock(registry().mutex);
   std::erase_if(mappings_, [&](const ByteRange& mapping) {
@@ -164,6 +186,9 @@ void FaultAdvice::disown(const ByteRange& range) noexcept {
       limited_ = {};
     }
     return true;
+  });
+  std::erase_if(exceptions_, [&](const ByteRange& exception) {
+    return !have_common_part(mappings_, exception);
   });
 }
 

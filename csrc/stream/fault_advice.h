@@ -42,6 +42,11 @@ class FaultAdvice {
   // The same of all that this one has limited, but for what others have too.
   void lift_all() noexcept;
 
+  // In these ranges alone, huge pages are preferred although this one avoids
+  // them, but for those that another one avoids as well; where that was said
+  // before, they are avoided again. Of one that prefers them anyway: nothing.
+  void prefer_huge_pages_only_in(std::span<const ByteRange> ranges) noexcept;
+
   // Gives no advice any more of the mappings that a part of the range lies in.
   void disown(const ByteRange& range) noexcept;
 
@@ -56,6 +61,7 @@ class FaultAdvice {
 
   std::vector<ByteRange> mappings_;
   ByteRangeSet limited_;
+  std::vector<ByteRange> exceptions_;  // to what is wanted
   const os::HugePages wanted_;
 };
 

@@ -36,13 +36,14 @@ constexpr double kPagedOutPerMicrosecond = 500;
 // A block that is still being read is unmapped in vain: what came in the last
 // time in which that many blocks are read stays, and for this long at least.
 constexpr uint64_t kBlocksInUse = 3;
-constexpr auto kLeastAge = microseconds(150);
+constexpr auto kLeastAge = microseconds(60);
 // How long a look may hold up the owner.
 constexpr auto kLongestTurn = microseconds(300);
 // Until then, where nothing changes, the next look is timed for a reader that
 // begins at full speed.
 constexpr auto kRestAfter = seconds(10);
 constexpr auto kRest = milliseconds(5);
+constexpr auto kLongestBeginning = milliseconds(20);
 constexpr nanoseconds kShortestSleep = microseconds(20);
 constexpr nanoseconds kShortestQuietSleep = microseconds(200);
 // How long after a write no page is moved away.
@@ -83,6 +84,7 @@ struct Block {
 struct Watcher::State {
   std::mutex mutex;
   std::condition_variable changed;
+  std::condition_variable begun;
   std::atomic<int> waiting_owners = 0;
   // Guarded by the mutex.
   std::vector<ByteRange> ranges;
@@ -96,6 +98,7 @@ struct Watcher::State {
   bool is_rest_quiet = false;
   bool is_resting = false;  // the thread, as a slow look suffices
   bool is_called = false;   // from that
+  bool has_begun = false;   // the thread, to look
   bool is_stopped = false;
   WatchFigures figures;
 };
@@ -119,6 +122,8 @@ class Watcher::Lookout {
 
   void run() {
     lock_.lock();
+    state_.has_begun = true;
+    state_.begun.notify_one();
     while (!state_.is_stopped) {
       if (generation_ != state_.generation) {
         begin_anew();
@@ -178,7 +183,7 @@ class Watcher::Lookout {
     if (resident_bytes_ > state_.figures.peak_resident_bytes ||
         resident_bytes_ > state_.limit_bytes + state_.slack_bytes +
                               state_.figures.over_limit_bytes) {
-      note_peak();
+      note_peak(is_partial);
     }
     note_what_came(now);
     const uint64_t evicted_before = state_.figures.evicted_bytes;
@@ -271,14 +276,15 @@ class Watcher::Lookout {
 
   bool may_look_in_part(uint64_t mapped_bytes) const {
     if (!has_looked_ || full_look_time_ < kCheapLook || mapped_bytes == 0 ||
-        partial_looks_ >= kMostPartialLooks) {
+        partial_looks_ >= kMostPartialLooks || resident_bytes_ == 0) {
       return false;
     }
     // What was mapped since, and is not where it was looked for.
-    const uint64_t elsewhere_limit = std::max(kMiB, state_.limit_bytes / 16);
+    const uint64_t elsewhere_limit =
+        std::max(kMiB, state_.limit_bytes / 16) +
+        std::min(kReachBytes / 8, state_.limit_bytes / 8);
     return mapped_bytes + resident_at_full_look_ <=
-           mapped_at_full_look_ + resident_bytes_ + elsewhere_limit +
-               kReachBytes / 8;
+           mapped_at_full_look_ + resident_bytes_ + elsewhere_limit;
   }
 
   std::vector<ByteRange> where_readers_are() const {
@@ -444,11 +450,12 @@ class Watcher::Lookout {
     }
   }
 
-  // What is known of the blocks was seen at different times: where it is more
-  // than the limit, while something else gives back pages, it need not be true.
-  void note_peak() {
+  // What is known of the blocks after partial looks was seen at different
+  // times: where it is more than the limit, while something else gives back
+  // pages, it need not be true.
+  void note_peak(bool is_partial) {
     const uint64_t resident_bytes =
-        resident_bytes_ <= state_.limit_bytes
+        !is_partial || resident_bytes_ <= state_.limit_bytes
             ? resident_bytes_
             : std::min(
                   resident_bytes_,
@@ -823,8 +830,15 @@ void Watcher::set_live(
 
 void Watcher::nothing_is_live() noexcept {
   {
-    const Pause pause(*this);
+    Pause pause(*this);
     state_->is_rest_quiet = false;
+    if (pause.lock_.owns_lock()) {
+      // A new thread may have to wait for a processor as long as a reader needs
+      // for 100 MiB: it comes before that one.
+      state_->begun.wait_for(pause.lock_, kLongestBeginning, [&] {
+        return state_->has_begun;
+      });
+    }
     if (!state_->is_resting) {
       return;
     }
@@ -847,6 +861,7 @@ void Watcher::stop() noexcept {
   state_->changed.notify_one();
   thread_.join();
   state_->is_stopped = false;
+  state_->has_begun = false;
 }
 
 bool Watcher::is_watching() noexcept {

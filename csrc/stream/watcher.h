@@ -60,6 +60,8 @@ class Watcher {
     explicit Pause(Watcher& watcher) noexcept;
 
    private:
+    friend class Watcher;
+
     std::unique_lock<std::mutex> lock_;
   };
 

@@ -443,6 +443,7 @@ void WindowStreamer::drop_live(const ByteRange& next) {
     append_owned({overlap.end, extent.end}, ranges);
   }
   live_.clear();
+  fault_advice_.prefer_huge_pages_only_in({});
   publish_live();
   const uint64_t kept_bytes = residency_.count_resident(kept_ranges);
   const os::DropResult result = drop(ranges, other_writers);
@@ -811,6 +812,17 @@ void WindowStreamer::watch_if_over_limit() {
     watch_kept();
     return;
   }
+  // What is given back behind a reader is best given back in large blocks.
+  std::vector<ByteRange> blocks;
+  for (const ByteRange& extent : live_.extents()) {
+    const ByteRange inner = {
+        round_up(extent.begin, os::fault_extent_bytes()),
+        round_down(extent.end, os::fault_extent_bytes())};
+    if (!inner.empty()) {
+      append_owned(inner, blocks);
+    }
+  }
+  fault_advice_.prefer_huge_pages_only_in(blocks);
   if (!watcher_.is_watching()) {
     watch_all();
   }
@@ -942,6 +954,7 @@ void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
   read_ahead_.stop();
   figures_.prefetched_bytes = read_ahead_.prefetched_bytes();
   fault_advice_.lift_all();
+  fault_advice_.prefer_huge_pages_only_in({});
   // Before the drop, or two streams that end at once pass over what both had.
   if (live_ranges_.has_value()) {
     live_ranges_->set({});

@@ -148,6 +148,25 @@ TEST(faults_are_limited_until_somebody_lifts_that) {
   EXPECT(!is_limited(one, 1));
 }
 
+TEST(huge_pages_are_preferred_in_exceptions_until_the_next_ones) {
+  const Advised one;
+  const ByteRange range = one.mapping.range();
+  auto avoids = one.advise(HugePages::kAvoid);
+  EXPECT_EQ(flags_of(one.mapping), one.avoided);
+  avoids->prefer_huge_pages_only_in({&range, 1});
+  EXPECT_EQ(flags_of(one.mapping), one.preferred);
+  avoids->prefer_huge_pages_only_in({});
+  EXPECT_EQ(flags_of(one.mapping), one.avoided);
+  {
+    const auto avoids_too = one.advise(HugePages::kAvoid);
+    avoids->prefer_huge_pages_only_in({&range, 1});
+    EXPECT_EQ(flags_of(one.mapping), one.avoided);
+  }
+  avoids->prefer_huge_pages_only_in({&range, 1});
+  avoids.reset();
+  EXPECT_EQ(flags_of(one.mapping), one.avoided);
+}
+
 TEST(of_disowned_mappings_the_limits_are_forgotten_alone) {
   const Advised one;
   const ByteRange range = one.mapping.range();

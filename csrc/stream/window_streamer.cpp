@@ -491,7 +491,7 @@ uint64_t WindowStreamer::slack_bytes() const noexcept {
       limit_bytes_ - rules_.memory_limit_bytes);
 }
 
-void WindowStreamer::watch_all() noexcept {
+void WindowStreamer::watch_all() {
   watcher_.watch(all_extents_, rules_.memory_limit_bytes, slack_bytes());
 }
 

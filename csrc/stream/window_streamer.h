@@ -269,7 +269,7 @@ class WindowStreamer {
   void plan_window(size_t window);
   void set_limit(uint64_t limit_bytes, uint64_t needed_bytes) noexcept;
   // Watches all spans, from now on.
-  void watch_all() noexcept;
+  void watch_all();
   // What may be resident on top of the windows' limit.
   [[nodiscard]] uint64_t slack_bytes() const noexcept;
   // Lowers the share to the limit that is set.

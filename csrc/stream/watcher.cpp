@@ -695,7 +695,7 @@ class Watcher::Lookout {
         kFastestByPagesPerMicrosecond *
             std::max(std::thread::hardware_concurrency(), 1U),
         kFastestBytesPerMicrosecond);
-    const nanoseconds least = time_to_read(spare_bytes / 2, fastest);
+    const nanoseconds least = time_to_read(spare_bytes / 4, fastest);
     return std::clamp<nanoseconds>(
         time_to_read(room_bytes_, fastest),
         std::clamp<nanoseconds>(least, kShortestQuietSleep, kRest),

@@ -97,6 +97,7 @@ SOURCES = [
     "csrc/stream/cache_dropper.cpp",
     "csrc/stream/fault_advice.cpp",
     "csrc/stream/live_ranges.cpp",
+    "csrc/stream/map_ahead.cpp",
     "csrc/stream/memory_budget.cpp",
     "csrc/stream/own_reads.cpp",
     "csrc/stream/read_ahead.cpp",

@@ -91,7 +91,8 @@ stream::OtherThreads other_threads() {
       [threads] { return threads->look(); },
       [threads](size_t count, const std::function<void(size_t)>& task) {
         return threads->run_at_once(count, task);
-      }};
+      },
+      [] { return at::get_num_threads() < os::usable_processor_count(); }};
 }
 
 }  // namespace ckpt_streamer::ops

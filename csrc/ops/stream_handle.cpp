@@ -176,6 +176,7 @@ void StreamHandle::enter(size_t window) {
   }
   was_released_ = false;
   warn_if_not_held();
+  os::fill_small_block_caches();
 }
 
 void StreamHandle::release() {

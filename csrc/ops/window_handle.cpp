@@ -171,6 +171,7 @@ int64_t WindowHandle::enter(int64_t window) {
     streamer.watch_if_over_limit();
   }
   warn_if_not_held();
+  os::fill_small_block_caches();
   return static_cast<int64_t>(
       streamer.window_ends()[static_cast<size_t>(window)]);
 }
@@ -321,14 +322,15 @@ void WindowHandle::close(int64_t yielded_count) {
   StorageHolders released;
   const std::lock_guard lock(mutex_);
   if (streamer_ != nullptr) {
-    open_streamer().release();
+    stream::WindowStreamer& streamer = open_streamer();
+    closed_streamed_bytes_ = streamed_bytes(yielded_count);
+    streamer.retire();
     warn_if_not_held();
     closed_figures_ = figures();
     if (closed_figures_.windows_entered > 0 ||
         closed_figures_.evicted_bytes > 0) {
-      closed_memory_kinds_ = streamer_->memory_kinds();
+      closed_memory_kinds_ = streamer.memory_kinds();
     }
-    closed_streamed_bytes_ = streamed_bytes(yielded_count);
     streamer_.reset();
     checkpoint_.reset();
     if (result_memory_ != nullptr) {

@@ -58,6 +58,11 @@ void advise_huge_pages(
     std::span<const ByteRange> mappings,
     HugePages huge_pages) noexcept;
 
+// Makes pages of a mapping resident for reading, by one system call: where they
+// cannot be, as past the end of a truncated file, no signal is raised. Returns
+// 0 or an errno: EINVAL before Linux 5.14, ENOTSUP on macOS.
+[[nodiscard]] int populate_at_once(const ByteRange& pages) noexcept;
+
 // How the process's page tables and mappings are read.
 enum class ScanMethod {
   kBest,     // PAGEMAP_SCAN (6.7) and PROCMAP_QUERY (6.11), else as below
@@ -224,10 +229,12 @@ class Residency {
       const ByteRange& range,
       std::span<const Way> ways,
       DropResult& result) noexcept;
-  // Returns the bytes found, or kUnknownBytes; sets the first error.
+  // Returns the bytes found, or kUnknownBytes; widens the hull by them; sets
+  // the first error.
   uint64_t drop_runs(
       const ByteRange& range,
       Way way,
+      ByteRange& found_hull,
       int& error_number) noexcept;
   int drop_run(
       const ByteRange& run,

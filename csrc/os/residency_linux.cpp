@@ -358,11 +358,16 @@ bool Residency::for_each_run(
 uint64_t Residency::drop_runs(
     const ByteRange& range,
     Way way,
+    ByteRange& found_hull,
     int& error_number) noexcept {
   const bool may_be_locked = way == Way::kMoveAway && has_locked_memory();
   uint64_t found_bytes = 0;
   const auto drop = [&](const ByteRange& run, bool is_huge) {
     found_bytes += run.size_bytes();
+    found_hull = found_hull.empty() ? run
+                                    : ByteRange{
+                                          std::min(found_hull.begin, run.begin),
+                                          std::max(found_hull.end, run.end)};
     const int failure = drop_run(run, is_huge, way, may_be_locked);
     error_number = error_number != 0 ? error_number : failure;
   };
@@ -409,11 +414,12 @@ void Residency::drop_range(
     std::span<const Way> ways,
     DropResult& result) noexcept {
   uint64_t found_bytes = 0;
+  ByteRange found_hull;
   uint64_t remaining_bytes = 0;
   int error_number = 0;
   for (const Way way : ways) {
     error_number = 0;
-    const uint64_t bytes = drop_runs(range, way, error_number);
+    const uint64_t bytes = drop_runs(range, way, found_hull, error_number);
     if (bytes == kUnknownBytes) {
       found_bytes = remaining_bytes = range.size_bytes();
       error_number = scan_error_;
@@ -422,7 +428,9 @@ void Residency::drop_range(
     found_bytes = std::max(found_bytes, bytes);
     const bool may_split = way == Way::kSplit || way == Way::kSplitIfWritten;
     result.has_split = result.has_split || (may_split && bytes > 0);
-    remaining_bytes = bytes == 0 ? 0 : count_resident({&range, 1});
+    // What others read meanwhile lies anywhere.
+    const ByteRange& looked_at = way == Way::kDiscard ? found_hull : range;
+    remaining_bytes = bytes == 0 ? 0 : count_resident({&looked_at, 1});
     if (remaining_bytes == 0) {
       break;
     }
@@ -598,9 +606,13 @@ uint64_t Residency::count_written(std::span<const ByteRange> ranges) noexcept {
   return total;
 }
 
+int populate_at_once(const ByteRange& pages) noexcept {
+  return advise(pages, MADV_POPULATE_READ);
+}
+
 int Residency::populate(const ByteRange& range) noexcept {
   const ByteRange pages = round_outward(range, page_size_bytes());
-  const int error_number = advise(pages, MADV_POPULATE_READ);
+  const int error_number = populate_at_once(pages);
   if (error_number != EINVAL && error_number != EPERM) {
     return error_number;
   }

@@ -152,6 +152,10 @@ uint64_t Residency::count_written(std::span<const ByteRange>) noexcept {
   return 0;
 }
 
+int populate_at_once(const ByteRange&) noexcept {
+  return ENOTSUP;
+}
+
 int Residency::populate(const ByteRange& range) noexcept {
   const ByteRange pages = round_outward(range, page_size_bytes());
   for (uint64_t page = pages.begin; page < pages.end;

@@ -83,6 +83,10 @@ class WithoutLocks {
 // Refusals are ignored. macOS: nothing.
 void be_prompt() noexcept;
 
+// Processors that this process may run on: at least 1. Shares of them, as a
+// container's quota gives, are not known here.
+[[nodiscard]] int usable_processor_count() noexcept;
+
 // Looks at the process's threads again and again, cheaply. Not thread-safe.
 //
 // Linux: /proc/self/task/TID/syscall and schedstat. macOS: never at rest.

@@ -106,6 +106,16 @@ void be_prompt() noexcept {
   (void)::syscall(SYS_sched_setattr, 0, &attributes, 0U);
 }
 
+// Of machines with more processors than a cpu_set_t counts (1024), none is said
+// to be usable but one.
+int usable_processor_count() noexcept {
+  cpu_set_t usable;
+  CPU_ZERO(&usable);
+  return ::sched_getaffinity(0, sizeof(usable), &usable) == 0
+             ? std::max(CPU_COUNT(&usable), 1)
+             : 1;
+}
+
 ThreadCensus::~ThreadCensus() {
   close_all();
 }

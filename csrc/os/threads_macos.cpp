@@ -1,5 +1,8 @@
 #include <pthread.h>
 
+#include <algorithm>
+#include <thread>
+
 #include "os/threads.h"
 
 namespace ckpt_streamer::os {
@@ -11,6 +14,10 @@ int64_t current_thread_id() noexcept {
 }
 
 void be_prompt() noexcept {}
+
+int usable_processor_count() noexcept {
+  return static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U));
+}
 
 ThreadCensus::~ThreadCensus() = default;
 

@@ -163,17 +163,20 @@ void ReadAhead::hand_over(std::vector<Block> blocks) {
   owner_process_ = os::current_process_id();
 }
 
-void ReadAhead::request(std::span<const ByteRange> ranges) noexcept {
+bool ReadAhead::request(std::span<const ByteRange> ranges) noexcept {
   forget_the_parents();
   try {
     std::vector<Block> blocks;
-    if (may_be_cold(ranges)) {
+    const bool is_cold = may_be_cold(ranges);
+    if (is_cold) {
       blocks = cold_blocks(ranges);
     }
     if (!blocks.empty() || thread_.joinable()) {
       hand_over(std::move(blocks));
     }
+    return !is_cold;
   } catch (...) {  // no memory, or no further thread: nothing is read ahead
+    return false;
   }
 }
 

@@ -28,9 +28,10 @@ class ReadAhead {
   ReadAhead& operator=(const ReadAhead&) = delete;
 
   // What will be read next, in that order; replaces what was asked for before.
-  // Comes back at once. Whatever the system refuses is not read ahead.
+  // Comes back at once. Whatever the system refuses is not read ahead. Returns
+  // whether all is cached, as far as a few looks tell.
   // REQUIRES: the ranges lie in private file mappings of this process.
-  void request(std::span<const ByteRange> ranges) noexcept;
+  bool request(std::span<const ByteRange> ranges) noexcept;
 
   // Ends the thread, after what it is reading now: a block at most.
   void stop() noexcept;

@@ -101,6 +101,7 @@ struct Watcher::State {
   bool is_resting = false;  // the thread, as a slow look suffices
   bool is_called = false;   // from that
   bool has_begun = false;   // the thread, to look
+  bool is_evicting = false;
   bool is_stopped = false;
   WatchFigures figures;
 };
@@ -137,6 +138,7 @@ class Watcher::Lookout {
         return;
       }
       const nanoseconds sleep = time_to_next_look();
+      state_.is_evicting = !is_dormant_until_next_look();
       state_.is_resting = sleep >= kRest;
       state_.changed.wait_for(lock_, sleep, [&] {
         return state_.is_stopped || state_.is_called ||
@@ -224,8 +226,10 @@ class Watcher::Lookout {
             std::exchange(quiet_mapped_bytes_, mapped_bytes))) {
       last_activity_ = now;
     }
-    const uint64_t live_bytes =
-        mapped_bytes - std::min(mapped_bytes, mapped_before_live_);
+    // What is live may all be mapped before the next look.
+    const uint64_t live_bytes = std::max(
+        mapped_bytes - std::min(mapped_bytes, mapped_before_live_),
+        total_bytes(state_.live));
     room_bytes_ = wakes_at_bytes_ - std::min(wakes_at_bytes_, live_bytes);
     return now >= evicts_until_ && room_bytes_ > 0;
   }
@@ -702,11 +706,13 @@ class Watcher::Lookout {
         kRest);
   }
 
+  bool is_dormant_until_next_look() const {
+    return state_.is_rest_quiet && Clock::now() >= evicts_until_;
+  }
+
   nanoseconds time_to_next_look() const {
     const uint64_t limit_bytes = state_.limit_bytes;
-    const bool is_dormant =
-        state_.is_rest_quiet && Clock::now() >= evicts_until_;
-    if (is_dormant) {
+    if (is_dormant_until_next_look()) {
       return quiet_sleep();
     }
     const nanoseconds until_full =
@@ -866,11 +872,17 @@ void Watcher::stop() noexcept {
   thread_.join();
   state_->is_stopped = false;
   state_->has_begun = false;
+  state_->is_evicting = false;
 }
 
 bool Watcher::is_watching() noexcept {
   forget_the_parents();
   return thread_.joinable();
+}
+
+bool Watcher::is_evicting() noexcept {
+  const Pause pause(*this);
+  return state_->is_evicting;
 }
 
 WatchFigures Watcher::figures() noexcept {

@@ -107,6 +107,9 @@ class Watcher {
 
   [[nodiscard]] bool is_watching() noexcept;
 
+  // Whether others than the live ones were read of late, so that it evicts.
+  [[nodiscard]] bool is_evicting() noexcept;
+
   // Since construction.
   [[nodiscard]] WatchFigures figures() noexcept;
 

@@ -8,7 +8,6 @@
 #include "base/byte_ranges.h"
 #include "os/backing_file.h"
 #include "os/file_system.h"
-#include "os/heap.h"
 #include "os/page_cache.h"
 #include "os/single_faults.h"
 
@@ -236,6 +235,11 @@ WindowStreamer::~WindowStreamer() {
   }
 }
 
+void WindowStreamer::retire() {
+  release();
+  was_live_ = figures_.undropped_bytes > 0 || figures_.drop_error != 0;
+}
+
 bool WindowStreamer::owns_part_of(const ByteRange& range) const noexcept {
   const auto mapping = first_ending_behind(owned_mappings_, range.begin);
   return mapping != owned_mappings_.end() && mapping->begin < range.end;
@@ -247,6 +251,7 @@ uint64_t WindowStreamer::unmapped_bytes() const {
 
 void WindowStreamer::disown(const ByteRange& range) {
   const bool is_watched = watcher_.is_watching();
+  map_ahead_.end();
   watcher_.stop();
   std::erase_if(owned_mappings_, [&](const ByteRange& mapping) {
     return !intersect(mapping, range).empty();
@@ -305,16 +310,45 @@ os::DropResult WindowStreamer::drop(
                           : os::LargeFolios::kSplit);
 }
 
+// As far as a few looks tell.
+bool WindowStreamer::are_mapped_as_huge_pages(
+    std::span<const ByteRange> ranges) {
+  constexpr uint64_t kLooks = 3;
+  const uint64_t step_bytes = total_bytes(ranges) / (kLooks + 1);
+  std::vector<os::PageRun> runs;
+  uint64_t skipped_bytes = 0;  // of the step under way
+  for (const ByteRange& range : ranges) {
+    uint64_t at = range.begin;
+    while (range.end - at > step_bytes - skipped_bytes) {
+      at += step_bytes - skipped_bytes;
+      skipped_bytes = 0;
+      const uint64_t begin = round_down(at, os::fault_extent_bytes());
+      runs.clear();
+      residency_.list_runs(
+          {begin, begin + os::fault_extent_bytes()},
+          /*most_runs=*/1,
+          runs);
+      if (runs.empty() || !runs.front().is_huge) {
+        return false;
+      }
+    }
+    skipped_bytes += range.end - at;
+  }
+  return true;
+}
+
 // Unmapping is bound by what the kernel keeps of each page, in memory that no
 // cache has: two threads take down to half the time of one, where there is
-// enough of it to outweigh that each interrupts the other to flush its TLB.
+// enough of it to outweigh that each interrupts the other to flush its TLB. Of
+// huge pages there never is.
 std::optional<os::DropResult> WindowStreamer::drop_at_once(
     std::span<const ByteRange> ranges) {
   constexpr uint64_t kSmallestPartBytes = uint64_t{128} << 20;
   constexpr uint64_t kMostParts = 8;
   const uint64_t part_count =
       std::min(total_bytes(ranges) / kSmallestPartBytes, kMostParts);
-  if (part_count < 2 || residency_.scan_error() != 0) {
+  if (part_count < 2 || residency_.scan_error() != 0 ||
+      are_mapped_as_huge_pages(ranges)) {
     return std::nullopt;
   }
   const uint64_t part_bytes = total_bytes(ranges) / part_count + 1;
@@ -408,6 +442,7 @@ void WindowStreamer::note_resident(uint64_t resident_bytes) noexcept {
 }
 
 void WindowStreamer::begin_if_idle() {
+  map_ahead_.end();
   if (!is_live_) {
     // What is resident from before the stream would come on top of it. Not
     // recorded as a peak: it was not the stream that made it resident. What was
@@ -592,15 +627,42 @@ void WindowStreamer::enter(size_t window) {
   lift_faults(live_.extents());
   limit_faults(passed);
   // Before the edges are read, so that the disk has more to do than that.
-  read_ahead(
+  const bool is_cached = read_ahead(
       share_.has_value() ? std::span(spans_).subspan(window_ends_[window])
                          : spans_of_window(window + 1));
   if (rules_.pins_edges()) {
     for (const ByteRange& extent : live_.extents()) {
       pin_edges(extent);
     }
+  } else if (is_cached && !was_released) {
+    map_ahead();
   }
-  os::fill_small_block_caches();
+}
+
+// In small windows, waking the thread costs as much as the faults. Where others
+// than the live tensors are read as well, a reader's pace is the most that the
+// watcher keeps up with.
+void WindowStreamer::map_ahead() noexcept {
+  constexpr uint64_t kLeastBytes = uint64_t{128} << 20;
+  if (live_.extent_bytes() < kLeastBytes || is_over_limit() || limits_faults_ ||
+      !other_threads_.leave_a_processor || watcher_.is_evicting()) {
+    return;
+  }
+  try {
+    std::vector<ByteRange> ranges;
+    for (const ByteRange& extent : live_.extents()) {
+      append_owned(extent, ranges);
+    }
+    if (total_bytes(ranges) < kLeastBytes ||
+        !other_threads_.leave_a_processor()) {
+      return;
+    }
+    if (watcher_.is_watching()) {
+      tell_what_is_live();
+    }
+    map_ahead_.begin(std::move(ranges));
+  } catch (...) {  // no memory: the reader's faults do it
+  }
 }
 
 std::span<const ByteRange> WindowStreamer::spans_of_window(
@@ -661,15 +723,17 @@ std::vector<ByteRange> WindowStreamer::ranges_to_read(
   return ranges;
 }
 
-void WindowStreamer::read_ahead(std::span<const ByteRange> next) noexcept {
+bool WindowStreamer::read_ahead(std::span<const ByteRange> next) noexcept {
   try {
     std::vector<ByteRange> ranges = ranges_to_read(next);
     drop_cached(ranges);
-    read_ahead_.request(ranges);
+    const bool is_cached = read_ahead_.request(ranges);
     if (cache_dropper_.has_value()) {
       asked_ahead_ = std::move(ranges);
     }
+    return is_cached;
   } catch (...) {  // no memory: a hint that is not given
+    return false;
   }
 }
 
@@ -950,6 +1014,7 @@ void WindowStreamer::end() {
 }
 
 void WindowStreamer::release_with(os::OtherWriters other_writers) noexcept {
+  map_ahead_.stop();
   watcher_.stop();
   read_ahead_.stop();
   figures_.prefetched_bytes = read_ahead_.prefetched_bytes();

@@ -6,7 +6,8 @@
 //
 //   I1  The clean file pages that touching the live spans can map never exceed
 //       memory_limit_bytes, as long as no single span does (plan/window.h says
-//       how they are counted).
+//       how they are counted). A large one that is cached may be mapped ahead
+//       of its reader (stream/map_ahead.h).
 //   I2  A page is dropped when no live span needs it: on entering a window, the
 //       pages of the old one go, but for those that the new one starts with.
 //   I3  Only pages of the private file mappings that back the spans given at
@@ -48,6 +49,7 @@
 #include "stream/cache_dropper.h"
 #include "stream/fault_advice.h"
 #include "stream/live_ranges.h"
+#include "stream/map_ahead.h"
 #include "stream/memory_budget.h"
 #include "stream/read_ahead.h"
 #include "stream/watcher.h"
@@ -105,7 +107,11 @@ struct OtherThreads {
   // nothing has run, if the caller would be alone. Called only after `writers`
   // said kNone; tasks do not throw. Empty: there are no such threads.
   std::function<bool(size_t count, const std::function<void(size_t)>& task)>
-      run_at_once;
+      run_at_once = {};
+  // Whether a processor is likely to have nothing to do while the user works on
+  // the tensors, as far as this process knows; asked once for a window at most.
+  // Empty: there is none.
+  std::function<bool()> leave_a_processor = {};
 };
 
 class WindowStreamer {
@@ -215,9 +221,13 @@ class WindowStreamer {
   // within two fault blocks only. The share of a budget goes back.
   void release();
 
-  // The same at the end of the stream, but that tensors which the user keeps
-  // are watched from now on, as by watch_kept(); of a budget, an eighth stays
-  // for them.
+  // The same for the last time: the destructor does not look again. Nothing is
+  // made live from then on.
+  void retire();
+
+  // As release() at the end of the stream, but that tensors which the user
+  // keeps are watched from now on, as by watch_kept(); of a budget, an eighth
+  // stays for them.
   void end();
 
   // Bytes that the first `count` spans cover, shared ones once; those outside
@@ -292,6 +302,8 @@ class WindowStreamer {
   os::DropResult drop(
       std::span<const ByteRange> ranges,
       os::OtherWriters other_writers) noexcept;
+  [[nodiscard]] bool are_mapped_as_huge_pages(
+      std::span<const ByteRange> ranges);
   // Nothing is dropped if there is no gain.
   std::optional<os::DropResult> drop_at_once(std::span<const ByteRange> ranges);
   // `resident_bytes`: what was clean and resident before.
@@ -315,8 +327,11 @@ class WindowStreamer {
   [[nodiscard]] std::span<const ByteRange> spans_of_window(
       size_t window) const noexcept;
   // Reads ahead what is live, then as much as is allowed of the ranges: what
-  // the stream goes on with, by addresses inside all_extents_.
-  void read_ahead(std::span<const ByteRange> next) noexcept;
+  // the stream goes on with, by addresses inside all_extents_. Returns whether
+  // all that is cached, as far as is known.
+  bool read_ahead(std::span<const ByteRange> next) noexcept;
+  // Maps what is live ahead of the reader, if that is worth it.
+  void map_ahead() noexcept;
   void note_piece(const ByteRange& piece) noexcept;
   // Of what is live and what comes next, in the order in which it is read.
   [[nodiscard]] std::vector<ByteRange> ranges_to_read(
@@ -365,6 +380,7 @@ class WindowStreamer {
   StreamFigures figures_;  // but for what the watcher did
   // Asking it for its figures may find that a fork left it behind.
   mutable Watcher watcher_;
+  MapAhead map_ahead_;
 };
 
 }  // namespace ckpt_streamer::stream

@@ -125,6 +125,7 @@ class TestMapping {
   struct Resident {
     uint64_t clean_bytes = 0;    // Rss - Anonymous
     uint64_t written_bytes = 0;  // Anonymous
+    uint64_t huge_bytes = 0;     // FilePmdMapped
   };
   Resident resident() const {
     Resident total;
@@ -146,6 +147,11 @@ class TestMapping {
           std::sscanf(line.c_str(), "Anonymous: %llu kB", &kilobytes) == 1) {
         total.written_bytes += kilobytes * 1024;
         total.clean_bytes -= kilobytes * 1024;
+      } else if (
+          inside &&
+          std::sscanf(line.c_str(), "FilePmdMapped: %llu kB", &kilobytes) ==
+              1) {
+        total.huge_bytes += kilobytes * 1024;
       }
     }
     return total;

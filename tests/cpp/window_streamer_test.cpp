@@ -21,6 +21,7 @@
 namespace ckpt_streamer::stream {
 namespace {
 
+using ckpt_streamer::testing::make_cold;
 using ckpt_streamer::testing::pattern_at;
 using ckpt_streamer::testing::TemporaryFile;
 using ckpt_streamer::testing::TestMapping;
@@ -587,6 +588,12 @@ TEST(what_another_thread_reads_again_is_counted_once) {
   }
 }
 
+// After a streamer was made, which prefers huge pages.
+void map_by_pages(const TestMapping& mapping) {
+  const ByteRange range = mapping.range();
+  os::advise_huge_pages({&range, 1}, os::HugePages::kAvoid);
+}
+
 TEST(a_large_window_is_dropped_by_several_threads) {
   constexpr uint64_t kLargeFile = 272 * kMiB;
   const TemporaryFile file(kLargeFile);
@@ -613,6 +620,7 @@ TEST(a_large_window_is_dropped_by_several_threads) {
   spans.erase(spans.begin() + 20, spans.begin() + 28);
   WindowStreamer streamer(spans, kLargeFile, threads);
   streamer.enter(0);
+  map_by_pages(mapping);
   auto* const written = reinterpret_cast<volatile char*>(begin + 40 * kMiB);
   *written = 'w';
   mapping.touch();
@@ -641,11 +649,102 @@ TEST(a_large_window_is_dropped_by_the_caller_if_it_is_alone) {
       }};
   WindowStreamer streamer(cut(mapping.range(), 0, kMiB), kLargeFile, threads);
   streamer.enter(0);
+  map_by_pages(mapping);
   mapping.touch();
   streamer.release();
   EXPECT(call_count > 0);
   EXPECT_EQ(streamer.resident_bytes(), uint64_t{0});
   EXPECT_EQ(streamer.figures().undropped_bytes, uint64_t{0});
+}
+
+TEST(of_a_large_window_huge_pages_are_dropped_by_the_caller) {
+  constexpr uint64_t kLargeFile = 272 * kMiB;
+  const TemporaryFile file(kLargeFile);
+  make_cold(file.path());  // in large folios from then on
+  const TestMapping mapping(file.path(), kLargeFile, MAP_PRIVATE);
+  size_t call_count = 0;
+  const OtherThreads threads{
+      [] { return os::OtherWriters::kNone; },
+      [&](size_t, const std::function<void(size_t)>&) {
+        ++call_count;
+        return false;
+      }};
+  WindowStreamer streamer(cut(mapping.range(), 0, kMiB), kLargeFile, threads);
+  streamer.enter(0);
+  mapping.touch();
+  const uint64_t huge_bytes = mapping.resident().huge_bytes;
+  const size_t call_count_before = call_count;
+  streamer.release();
+  const ByteRange blocks = {
+      round_up(mapping.range().begin, os::fault_extent_bytes()),
+      round_down(mapping.range().end, os::fault_extent_bytes())};
+  if (huge_bytes == blocks.size_bytes()) {
+    EXPECT_EQ(call_count, call_count_before);
+  } else if (huge_bytes == 0) {  // as on file systems without large folios
+    EXPECT(call_count > call_count_before);
+  }
+  EXPECT_EQ(streamer.resident_bytes(), uint64_t{0});
+}
+
+// Whether all of it becomes resident within some seconds.
+bool comes_to_be_resident(const TestMapping& mapping, uint64_t byte_count) {
+  for (int i = 0; i < 5000; ++i) {
+    if (mapping.resident().clean_bytes >= byte_count) {
+      return true;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return false;
+}
+
+TEST(a_large_cached_window_is_mapped_ahead_where_a_processor_is_left) {
+  constexpr uint64_t kLargeFile = 320 * kMiB;
+  constexpr uint64_t kLimit = 144 * kMiB;
+  const TemporaryFile file(kLargeFile);
+  const TestMapping mapping(file.path(), kLargeFile, MAP_PRIVATE);
+  mapping.touch();
+  OtherThreads threads{[] { return os::OtherWriters::kNone; }};
+  threads.leave_a_processor = [] { return true; };
+  WindowStreamer streamer(cut(mapping.range(), 0, 4 * kMiB), kLimit, threads);
+  EXPECT_EQ(streamer.window_ends().size(), size_t{3});
+  for (size_t window = 0; window < 3; ++window) {
+    streamer.enter(window);
+    if (window < 2) {
+      EXPECT(comes_to_be_resident(mapping, 128 * kMiB));
+    } else {  // no more than a few tensors
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      EXPECT(mapping.resident().clean_bytes < 8 * kMiB);
+    }
+    EXPECT(mapping.resident().clean_bytes <= kLimit);
+  }
+  streamer.enter(0);
+  streamer.release();  // in the midst of it
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
+  EXPECT(streamer.figures().peak_resident_bytes <= kLimit);
+
+  // Not beside a reader of earlier windows.
+  WindowStreamer again(cut(mapping.range(), 0, 4 * kMiB), kLimit, threads);
+  again.enter(0);
+  again.enter(1);
+  again.watch_if_over_limit();
+  EXPECT(comes_to_be_resident(mapping, 128 * kMiB));
+  for (int i = 0; i < 200; ++i) {
+    touch({mapping.range().begin, mapping.range().begin + 100 * kMiB});
+  }
+  const uint64_t evicted_before = again.figures().evicted_bytes;
+  EXPECT(evicted_before > 128 * kMiB);  // the watcher's doing
+  again.enter(0);
+  again.watch_if_over_limit();
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT(mapping.resident().clean_bytes < 128 * kMiB);
+  again.release();
+
+  threads.leave_a_processor = [] { return false; };
+  WindowStreamer alone(cut(mapping.range(), 0, 4 * kMiB), kLimit, threads);
+  alone.enter(0);
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(mapping.resident().clean_bytes, uint64_t{0});
 }
 
 // Files that are mapped one after the other mostly lie one below the other.

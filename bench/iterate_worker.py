@@ -60,7 +60,7 @@ def seconds_of_each(
         for name, run in sides:
             drop_resident(path)
             seconds[name] = seconds_of(run)
-        if huge_page_bytes(path) >= huge_bytes * 0.9:
+        if huge_page_bytes(path) >= huge_bytes * 0.98:
             break
         drop_resident(path)
         warm(path)

@@ -226,10 +226,11 @@ class Watcher::Lookout {
             std::exchange(quiet_mapped_bytes_, mapped_bytes))) {
       last_activity_ = now;
     }
-    // What is live may all be mapped before the next look.
+    // Of large tensors, all that is live may be mapped before the next look
+    // (stream/map_ahead.h).
     const uint64_t live_bytes = std::max(
         mapped_bytes - std::min(mapped_bytes, mapped_before_live_),
-        total_bytes(state_.live));
+        state_.slack_bytes == 0 ? total_bytes(state_.live) : 0);
     room_bytes_ = wakes_at_bytes_ - std::min(wakes_at_bytes_, live_bytes);
     return now >= evicts_until_ && room_bytes_ > 0;
   }

@@ -34,7 +34,7 @@ from checkpoints import (
 )
 from environment import write_result
 from journal import Journal, OutOfTimeError, deadline_in
-from pages import cached_bytes, warm
+from pages import keep_warm
 from peer_ways import WAYS
 from peer_worker import Job, prepared, run_once
 from peers import PAUSED, Workers, say, seconds_of
@@ -101,11 +101,6 @@ def elements_of(size_mib: int) -> int:
     return size_mib * MIB // 4 // TENSORS
 
 
-def warm_up(path: Path) -> None:
-    if cached_bytes(path) < path.stat().st_size:
-        warm(path)
-
-
 # Figure 1.
 
 
@@ -143,7 +138,7 @@ def measure_memory(name: str, sizes: Sizes) -> dict[str, Any]:
     way = WAYS[name]
     limit_mib = sizes.memory_limit_mib if way.has_limit else None
     path = file_of(sizes.memory_mib)
-    warm_up(path)
+    keep_warm(path)
     rehearsal = Job(tensors_checkpoint(*REHEARSAL), *REHEARSAL, limit_mib)
     recording = record(
         read_slowly,
@@ -203,7 +198,7 @@ def figure_2(
 ) -> list[dict[str, Any]]:
     def measure(size_mib: int, name: str) -> dict[str, float]:
         path = file_of(size_mib)
-        warm_up(path)
+        keep_warm(path)
         seconds = workers.of(name).ask(
             "iterations",
             Job(path, TENSORS, elements_of(size_mib), sizes.limit_mib),
@@ -244,7 +239,7 @@ def figure_3(
     def measure(size_mib: int, name: str) -> dict[str, float]:
         count = size_mib * MIB // 4 // ELEMENTS
         path = tensors_checkpoint(count, ELEMENTS)
-        warm_up(path)
+        keep_warm(path)
         job = Job(path, count, ELEMENTS, sizes.limit_mib)
         return workers.of(name).ask("pass", job)
 

@@ -32,7 +32,7 @@ from environment import write_result
 from floor import FLOORS, Floor
 from journal import Journal, OutOfTimeError, deadline_in
 from memory_group import new_memory_group, why_none
-from pages import cached_bytes, make_cold, warm
+from pages import keep_warm, make_cold
 from peer_ways import FORMATS, WAYS
 from peer_worker import Job, read_in_group
 from ratios import paired_ratio
@@ -266,8 +266,8 @@ class Measurement:
         job = self._job(entry)
         if self.case.is_cold:
             make_cold(job.path)
-        elif cached_bytes(job.path) < job.path.stat().st_size:
-            warm(job.path)
+        else:
+            keep_warm(job.path)
         if entry.floor:
             seconds = self._workers.floor(entry.floor, job.path).seconds_of_pass()
             return {"open_seconds": 0.0, "iterate_seconds": seconds}
@@ -313,7 +313,7 @@ class Measurement:
 
     def _memory(self, entry: Entry) -> dict[str, Any]:
         job = self._job(entry)
-        (make_cold if self.case.is_cold else warm)(job.path)
+        (make_cold if self.case.is_cold else keep_warm)(job.path)
         with new_memory_group() as group:
             recording = record(
                 read_in_group,

@@ -22,17 +22,6 @@ using ckpt_streamer::testing::TestMapping;
 constexpr uint64_t kMiB = 1 << 20;
 constexpr uint64_t kSize = 64 * kMiB;
 
-// Whether so much comes to be mapped within some seconds.
-bool comes_to_map(const TestMapping& mapping, uint64_t byte_count) {
-  for (int i = 0; i < 5000; ++i) {
-    if (mapping.resident().clean_bytes >= byte_count) {
-      return true;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return false;
-}
-
 TEST(cached_pages_are_mapped_ahead_and_no_others) {
   const TemporaryFile file(kSize);
   const TestMapping mapping(file.path(), kSize, MAP_PRIVATE);
@@ -42,7 +31,7 @@ TEST(cached_pages_are_mapped_ahead_and_no_others) {
   os::advise_huge_pages({&range, 1}, os::HugePages::kAvoid);
   MapAhead map_ahead;
   map_ahead.begin({range});
-  EXPECT(comes_to_map(mapping, range.size_bytes()));
+  EXPECT(mapping.comes_to_hold(range.size_bytes()));
   map_ahead.stop();
   EXPECT_EQ(mapping.resident().clean_bytes, range.size_bytes());
   EXPECT_EQ(mapping.resident().written_bytes, uint64_t{0});
@@ -67,7 +56,7 @@ TEST(after_the_end_nothing_is_mapped_any_more) {
   map_ahead.stop();
   map_ahead.stop();
   map_ahead.begin({range});  // anew
-  EXPECT(comes_to_map(mapping, kSize));
+  EXPECT(mapping.comes_to_hold(kSize));
 }
 
 TEST(pages_written_to_stay_when_they_are_mapped_ahead) {
@@ -76,7 +65,7 @@ TEST(pages_written_to_stay_when_they_are_mapped_ahead) {
   mapping.bytes()[5 * kMiB] = 'w';
   MapAhead map_ahead;
   map_ahead.begin({mapping.range()});
-  EXPECT(comes_to_map(mapping, kSize - os::page_size_bytes()));
+  EXPECT(mapping.comes_to_hold(kSize - os::page_size_bytes()));
   EXPECT_EQ(mapping.bytes()[5 * kMiB], 'w');
   EXPECT_EQ(mapping.resident().written_bytes, os::page_size_bytes());
 }
@@ -87,7 +76,7 @@ TEST(past_the_end_of_a_truncated_file_mapping_ahead_ends) {
   EXPECT_EQ(::truncate(file.path().c_str(), static_cast<off_t>(8 * kMiB)), 0);
   MapAhead map_ahead;
   map_ahead.begin({mapping.range()});
-  EXPECT(comes_to_map(mapping, 8 * kMiB));
+  EXPECT(mapping.comes_to_hold(8 * kMiB));
   map_ahead.stop();
   EXPECT_EQ(mapping.resident().clean_bytes, 8 * kMiB);
 }
@@ -112,7 +101,7 @@ TEST(a_thread_that_maps_ahead_is_none_that_may_write) {
   }
   MapAhead map_ahead;
   map_ahead.begin({mapping.range()});
-  EXPECT(comes_to_map(mapping, kSize));  // it is under way
+  EXPECT(mapping.comes_to_hold(kSize));  // it is under way
   for (int i = 0; i < 50; ++i) {
     map_ahead.end();
     residency.drop_resident({&range, 1}, os::OtherWriters::kNone);
@@ -143,7 +132,7 @@ TEST(a_forked_child_maps_ahead_for_itself) {
     const ByteRange range = mapping.range();
     os::Residency().drop_resident({&range, 1}, os::OtherWriters::kNone);
     map_ahead.begin({range});
-    const bool is_mapped = comes_to_map(mapping, kSize);
+    const bool is_mapped = mapping.comes_to_hold(kSize);
     map_ahead.stop();
     ::_exit(is_mapped ? 0 : 1);
   }

@@ -7,11 +7,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/byte_range.h"
@@ -155,6 +157,17 @@ class TestMapping {
       }
     }
     return total;
+  }
+
+  // Whether so much of it is clean and resident within some seconds.
+  bool comes_to_hold(uint64_t clean_bytes) const {
+    for (int i = 0; i < 5000; ++i) {
+      if (resident().clean_bytes >= clean_bytes) {
+        return true;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return false;
   }
 
  private:

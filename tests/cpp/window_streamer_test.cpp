@@ -686,17 +686,6 @@ TEST(of_a_large_window_huge_pages_are_dropped_by_the_caller) {
   EXPECT_EQ(streamer.resident_bytes(), uint64_t{0});
 }
 
-// Whether all of it becomes resident within some seconds.
-bool comes_to_be_resident(const TestMapping& mapping, uint64_t byte_count) {
-  for (int i = 0; i < 5000; ++i) {
-    if (mapping.resident().clean_bytes >= byte_count) {
-      return true;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return false;
-}
-
 TEST(a_large_cached_window_is_mapped_ahead_where_a_processor_is_left) {
   constexpr uint64_t kLargeFile = 320 * kMiB;
   constexpr uint64_t kLimit = 144 * kMiB;
@@ -710,7 +699,7 @@ TEST(a_large_cached_window_is_mapped_ahead_where_a_processor_is_left) {
   for (size_t window = 0; window < 3; ++window) {
     streamer.enter(window);
     if (window < 2) {
-      EXPECT(comes_to_be_resident(mapping, 128 * kMiB));
+      EXPECT(mapping.comes_to_hold(128 * kMiB));
     } else {  // no more than a few tensors
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
       EXPECT(mapping.resident().clean_bytes < 8 * kMiB);
@@ -728,7 +717,7 @@ TEST(a_large_cached_window_is_mapped_ahead_where_a_processor_is_left) {
   again.enter(0);
   again.enter(1);
   again.watch_if_over_limit();
-  EXPECT(comes_to_be_resident(mapping, 128 * kMiB));
+  EXPECT(mapping.comes_to_hold(128 * kMiB));
   for (int i = 0; i < 200; ++i) {
     touch({mapping.range().begin, mapping.range().begin + 100 * kMiB});
   }

@@ -594,6 +594,16 @@ void map_by_pages(const TestMapping& mapping) {
   os::advise_huge_pages({&range, 1}, os::HugePages::kAvoid);
 }
 
+// At rest, and not to be had: counts how often they were asked.
+OtherThreads none_that_help(size_t& call_count) {
+  return {
+      [] { return os::OtherWriters::kNone; },
+      [&](size_t, const std::function<void(size_t)>&) {
+        ++call_count;
+        return false;
+      }};
+}
+
 TEST(a_large_window_is_dropped_by_several_threads) {
   constexpr uint64_t kLargeFile = 272 * kMiB;
   const TemporaryFile file(kLargeFile);
@@ -641,12 +651,7 @@ TEST(a_large_window_is_dropped_by_the_caller_if_it_is_alone) {
   const TemporaryFile file(kLargeFile);
   const TestMapping mapping(file.path(), kLargeFile, MAP_PRIVATE);
   size_t call_count = 0;
-  const OtherThreads threads{
-      [] { return os::OtherWriters::kNone; },
-      [&](size_t, const std::function<void(size_t)>&) {
-        ++call_count;
-        return false;
-      }};
+  const OtherThreads threads = none_that_help(call_count);
   WindowStreamer streamer(cut(mapping.range(), 0, kMiB), kLargeFile, threads);
   streamer.enter(0);
   map_by_pages(mapping);
@@ -663,12 +668,7 @@ TEST(of_a_large_window_huge_pages_are_dropped_by_the_caller) {
   make_cold(file.path());  // in large folios from then on
   const TestMapping mapping(file.path(), kLargeFile, MAP_PRIVATE);
   size_t call_count = 0;
-  const OtherThreads threads{
-      [] { return os::OtherWriters::kNone; },
-      [&](size_t, const std::function<void(size_t)>&) {
-        ++call_count;
-        return false;
-      }};
+  const OtherThreads threads = none_that_help(call_count);
   WindowStreamer streamer(cut(mapping.range(), 0, kMiB), kLargeFile, threads);
   streamer.enter(0);
   mapping.touch();

@@ -119,6 +119,7 @@ SOURCES = [
     "csrc/ops/copy_under_limit.cpp",
     "csrc/ops/default_limit.cpp",
     "csrc/ops/dict_source.cpp",
+    "csrc/ops/file_memory.cpp",
     "csrc/ops/file_source.cpp",
     "csrc/ops/jit_load.cpp",
     "csrc/ops/limit_warning.cpp",

@@ -181,3 +181,12 @@ def size_mismatch_text(key: str, value: Tensor, parameter: Tensor) -> str:
         f"size mismatch for {key}: copying a param with shape {value.shape} from "
         f"checkpoint, the shape in current model is {parameter.shape}."
     )
+
+
+def exception_text(key: str, parameter: Tensor, value: Tensor, error: Exception) -> str:
+    """Say it as ``_load_from_state_dict`` does."""
+    return (
+        f'While copying the parameter named "{key}", whose dimensions in the model '
+        f"are {parameter.size()} and whose dimensions in the checkpoint are "
+        f"{value.size()}, an exception occurred : {error.args}."
+    )

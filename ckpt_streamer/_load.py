@@ -22,6 +22,7 @@ from ckpt_streamer._check import (
     Report,
     check,
     children_of,
+    exception_text,
     filled_in_key_of,
     local_state_of,
     not_a_tensor_text,
@@ -31,7 +32,7 @@ from ckpt_streamer._check import (
 from ckpt_streamer._conversion import converted, converting
 from ckpt_streamer._matches import ASSIGN, Matches, interferes, match
 from ckpt_streamer._progress import Progress
-from ckpt_streamer._reads import CheckSource, EvictingReads
+from ckpt_streamer._reads import CheckSource, EvictingReads, may_be_in_any_order
 from ckpt_streamer._source import Metadata
 
 _logger = logging.getLogger("ckpt_streamer")
@@ -251,12 +252,27 @@ class StateDictLoad:
             self._copy_matches(matches)
 
     def _copy_matches(self, matches: Matches) -> None:
+        """Copy them, in the file's order where that is another than the modules'.
+
+        Nobody sees in which order, unless they share memory. What is said of failures
+        is in the modules'.
+        """
+        order = self._reads.order_of(matches.tensors)
+        if order is None or not may_be_in_any_order(
+            matches.parameters, matches.tensors
+        ):
+            order = list(range(len(matches.tensors)))
+        else:
+            matches = matches.reordered(order)
+        failures: list[tuple[int, str]] = []
         with torch.no_grad():
             for begin, end in self._reads.runs_of(matches.tensors):
                 for at in range(begin, end, _LOT):
                     lot = slice(at, min(at + _LOT, end))
                     if not self._copy_at_once(matches, lot):
-                        self._copy_each(matches, lot)
+                        failed = self._copy_each(matches, lot)
+                        failures += [(order[index], text) for index, text in failed]
+        self._report.error_messages += [text for _, text in sorted(failures)]
 
     def _copy_at_once(self, matches: Matches, lot: slice) -> bool:
         """Copy a lot of tensors in half the time, if nothing is said on the way.
@@ -275,24 +291,27 @@ class StateDictLoad:
         self._loaded_keys += matches.keys[lot]
         return True
 
-    def _copy_each(self, matches: Matches, lot: slice) -> None:
-        for key, parameter, tensor in zip(
-            matches.keys[lot],
-            matches.parameters[lot],
-            matches.tensors[lot],
-            strict=True,
-        ):
+    def _copy_each(self, matches: Matches, lot: slice) -> list[tuple[int, str]]:
+        """Return which failed, by their places in the matches, and why."""
+        failures = []
+        for index in range(lot.start, lot.stop):
+            key, parameter, tensor = (
+                matches.keys[index],
+                matches.parameters[index],
+                matches.tensors[index],
+            )
             try:
                 if not self._reads.fits and self._reads.exceeds(tensor):
                     self._reads.copy(parameter, tensor)
                 else:
                     parameter.copy_(tensor)
             except Exception as error:
-                self._report_exception(key, parameter, tensor, error)
+                failures.append((index, exception_text(key, parameter, tensor, error)))
             else:
                 self._loaded_keys.append(key)
             if self._progress.is_on:
                 self._progress.add(tensor)
+        return failures
 
     def _load_match(self, matches: Matches, index: int, value: Tensor) -> None:
         """Do what ``_load_from_state_dict`` does with one plain parameter."""
@@ -323,18 +342,9 @@ class StateDictLoad:
                             value = Parameter(value, parameter.requires_grad)
                     setattr(module, name, value)
         except Exception as error:
-            self._report_exception(key, parameter, value, error)
+            messages.append(exception_text(key, parameter, value, error))
         else:
             self._loaded_keys.append(key)
-
-    def _report_exception(
-        self, key: str, parameter: Tensor, value: Tensor, error: Exception
-    ) -> None:
-        self._report.error_messages.append(
-            f'While copying the parameter named "{key}", whose dimensions in the model '
-            f"are {parameter.size()} and whose dimensions in the checkpoint are "
-            f"{value.size()}, an exception occurred : {error.args}."
-        )
 
 
 def _warn(text: str) -> None:

@@ -35,6 +35,15 @@ class Matches:
         # Of the modules passed, where load_state_dict notes ``assign``.
         self.local_metadata: list[dict[str, Any]] = []
 
+    def reordered(self, order: list[int]) -> Matches:
+        """Return the same in another order: first what is at ``order[0]`` here."""
+        result = Matches()
+        result.local_metadata = self.local_metadata
+        for name in ("keys", "modules", "members", "names", "parameters", "tensors"):
+            values = getattr(self, name)
+            setattr(result, name, [values[index] for index in order])
+        return result
+
 
 def interferes(module: Module) -> bool:
     """Whether only running a module's load can tell which keys it accepts."""

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from itertools import accumulate, chain, groupby
+from itertools import accumulate, chain, groupby, pairwise
 from mmap import PAGESIZE
 from typing import Any
 
@@ -134,6 +134,20 @@ class EvictingReads:
         for position in parts:
             self._handle.admit(position)
 
+    def order_of(self, tensors: list[Tensor]) -> list[int] | None:
+        """Return in which order to read these, each window of the file once.
+
+        Positions in the list; tensors of one window stay in its order. None where
+        its own order does as well.
+        """
+        if self.fits:
+            return None
+        windows = self._windows_of(tensors)
+        if self._is_ordered(windows):
+            return None
+        places = [-1 if window is None else window for window in windows]
+        return sorted(range(len(tensors)), key=places.__getitem__)
+
     def runs_of(self, tensors: list[Tensor]) -> Iterator[tuple[int, int]]:
         """Yield ``(begin, end)`` of tensors that may be read now, one after another.
 
@@ -144,8 +158,8 @@ class EvictingReads:
             yield 0, len(tensors)
             return
         windows = self._windows_of(tensors)
+        is_ordered = self._is_ordered(windows)
         runs = [(window, len(list(run))) for window, run in groupby(windows)]
-        is_ordered = len(runs) <= 2 * len(self._window_ends)
         begin = 0
         for window, length in runs:
             if is_ordered and window is not None:
@@ -158,14 +172,24 @@ class EvictingReads:
                     yield index, index + 1
             begin += length
 
+    def _is_ordered(self, windows: list[int | None]) -> bool:
+        """Whether windows are entered little more often than there are any."""
+        entered_count = 1 + sum(a != b for a, b in pairwise(windows))
+        return entered_count <= 2 * len(self._window_ends)
+
     def _windows_of(self, tensors: list[Tensor]) -> list[int | None]:
-        window_of = {}
+        return list(map(self._window_of.get, map(id, tensors)))
+
+    @cached_property
+    def _window_of(self) -> dict[int, int]:
+        """By the id of a tensor."""
+        result = {}
         begin = 0
         for window, end in enumerate(self._window_ends):
             for tensor in self._tensors[begin:end]:
-                window_of[id(tensor)] = window
+                result[id(tensor)] = window
             begin = end
-        return [window_of.get(id(tensor)) for tensor in tensors]
+        return result
 
     @cached_property
     def _spans(self) -> _Spans:
@@ -238,6 +262,25 @@ class _Spans:
                 parts.append(self._positions[index])
         last = bisect_left(self._begins, end, behind) if end else behind
         return parts + self._positions[behind:last]
+
+
+def may_be_in_any_order(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> bool:
+    """Whether copies come out the same in any order.
+
+    That is, whether what is written lies in no memory of what is written or read
+    besides.
+    """
+    spans = [(*_span(tensor), True) for tensor in targets]
+    spans += [(*_span(tensor), False) for tensor in sources]
+    written_end = read_end = 0
+    for begin, end, is_written in sorted(spans):
+        if end and (begin < written_end or (is_written and begin < read_end)):
+            return False
+        if is_written:
+            written_end = max(written_end, end)
+        else:
+            read_end = max(read_end, end)
+    return True
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from load_outcomes import (
 )
 from mapped_checkpoints import MIB, load_mapped, resident_of
 from memory_peaks import peaks_of
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -236,6 +238,95 @@ def test_views_of_one_storage_keep_the_limit(tmp_path: Path, converter: Any) -> 
         apply_state_dict(model, state_dict, converter, memory_limit_mb=4)
     assert watch.peak_bytes <= 4 * MIB
     assert all((model.get_parameter(f"w{i}") == i).all() for i in range(16))
+
+
+def shuffled_order(count: int) -> list[int]:
+    return [index * 37 % count for index in range(count)]
+
+
+def save_in_another_order(path: Path, count: int, suffix: str) -> None:
+    """Tensors of 64 KiB, w0 to w(count - 1), of which the file has no neighbours."""
+    tensors = {f"w{i}": torch.full((16384,), float(i)) for i in shuffled_order(count)}
+    if suffix == ".safetensors":
+        save_file(tensors, path)  # sorts them by their names
+    else:
+        torch.save(tensors, path)
+
+
+STATS = r"Module: loaded \d+ bytes, at most (\d+) of the file at once, (\d+) given back"
+
+
+def many_parameters(parameters: list[Tensor]) -> nn.Module:
+    model = nn.Module()
+    for i, parameter in enumerate(parameters):
+        model.register_parameter(f"w{i}", nn.Parameter(parameter))
+    return model
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_in_another_order_than_the_model_is_read_once(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"shuffled{suffix}"
+    save_in_another_order(path, 1024, suffix)
+    model = many_parameters([torch.zeros(16384) for _ in range(1024)])
+    with caplog.at_level("DEBUG", "ckpt_streamer"):
+        apply_state_dict(model, path, memory_limit_mb=16)
+    words = re.fullmatch(STATS, caplog.messages[-1])
+    assert words
+    peak_bytes, evicted_bytes = map(int, words.groups())
+    assert peak_bytes <= 16 * MIB
+    # What faults map at the edges of windows is read twice.
+    assert evicted_bytes <= 1.2 * path.stat().st_size
+    assert all((model.get_parameter(f"w{i}") == i).all() for i in range(1024))
+
+
+def test_parameters_that_share_memory_are_copied_in_torchs_order(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "shuffled.pt"
+    save_in_another_order(path, 256, ".pt")
+    memory = torch.zeros(128 * 16384 + 64)
+    model = many_parameters(
+        [memory[16384 * (i // 2) + i % 2 :][:16384] for i in range(256)]
+    )
+    apply_state_dict(model, path, memory_limit_mb=4)
+    found = memory.clone()
+    model.load_state_dict(load_mapped(path))
+    assert torch.equal(found, memory)
+
+
+def test_entries_that_are_parameters_themselves_are_copied_in_torchs_order(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "shuffled.pt"
+    save_in_another_order(path, 256, ".pt")
+    found = []
+    for load in (
+        lambda model, entries: apply_state_dict(model, entries, memory_limit_mb=4),
+        nn.Module.load_state_dict,
+    ):
+        state_dict = load_mapped(path)
+        model = many_parameters(list(state_dict.values()))
+        load(model, {f"w{i}": state_dict[f"w{i}"] for i in range(256)})
+        found.append([parameter[0].item() for parameter in model.parameters()])
+    assert found[0] == found[1]
+
+
+def test_failures_are_told_in_the_order_of_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "shuffled.pt"
+    save_in_another_order(path, 256, ".pt")
+    state_dict = load_mapped(path)
+    for i in (3, 100, 201):
+        state_dict[f"w{i}"] = torch.empty(16384, device="meta")
+    parameters = [torch.zeros(16384) for _ in range(256)]
+    model = many_parameters(parameters)
+    with pytest.raises(RuntimeError) as failure:
+        apply_state_dict(model, state_dict, memory_limit_mb=4)
+    lines = [line for line in str(failure.value).splitlines() if "While" in line]
+    assert [line.split('"')[1] for line in lines] == ["w3", "w100", "w201"]
+    failed = [i for i in range(1, 256) if not parameters[i].any()]
+    assert failed == [3, 100, 201]
 
 
 def test_sparse_tensors_keep_the_limit(tmp_path: Path) -> None:

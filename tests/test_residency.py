@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 from mapped_checkpoints import MIB, cached_share, load_mapped, resident_of
 from torch import Tensor
 
+import ckpt_streamer
 from ckpt_streamer import stream
 
 
@@ -280,6 +283,39 @@ def test_tensors_given_other_memory_in_mid_stream(
 
     with pytest.warns(UserWarning, match="given other memory in mid-stream"):
         assert read_all() == 0
+    assert streamed == sums
+
+
+@pytest.mark.parametrize("way", ["stream", "op"])
+def test_tensors_of_a_file_opened_here_given_other_memory(
+    large_checkpoint: Path, way: str
+) -> None:
+    """The stream holds the file itself, so that there is nothing to let go of."""
+    with ckpt_streamer.open(large_checkpoint) as checkpoint:
+        assert isinstance(checkpoint.root, Mapping)
+        state_dict = dict(checkpoint.root)
+    del checkpoint
+    state_dict["w9"][0, 0] = 123.0
+    sums = {key: val.double().sum().item() for key, val in state_dict.items()}
+    streamed: dict[str, float] = {}
+
+    def read(key: str, val: Tensor) -> None:
+        if len(streamed) == 5:
+            for each in state_dict.values():
+                each.share_memory_()
+            assert resident_of(large_checkpoint).clean_bytes > 0
+        streamed[key] = val.double().sum().item()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if way == "stream":
+            for _, key, val in stream(state_dict, 8):
+                read(key, val)
+        else:
+            handle = torch.ops.ckpt_streamer.stream(state_dict, 8 * MIB)
+            while handle.has_next():
+                read(*handle.next())
+        assert resident_of(large_checkpoint).clean_bytes == 0
     assert streamed == sums
 
 

@@ -12,6 +12,7 @@
 
 #include "format/checkpoint_files.h"
 #include "ops/composed_tensors.h"
+#include "ops/file_memory.h"
 #include "ops/node_values.h"
 #include "ops/scalar_types.h"
 #include "ops/strided_view.h"
@@ -182,13 +183,7 @@ c10::Storage CheckpointTensors::storage(
   if (piece.is_copy && !piece.file_range.empty()) {
     memory = copy(files_.file(file_index), piece.file_range);
   } else if (!piece.file_range.empty()) {
-    using Share = std::shared_ptr<const os::MappedFile>;
-    const Share& mapping = files_.mapping(file_index);
-    memory = c10::DataPtr(
-        mapping->at(piece.file_range.begin),
-        new Share(mapping),
-        [](void* share) { delete static_cast<Share*>(share); },
-        c10::kCPU);
+    memory = file_memory(files_.mapping(file_index), piece.file_range.begin);
   }
   return live_storages_->add(
       piece.number,

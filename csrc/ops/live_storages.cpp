@@ -53,6 +53,12 @@ c10::Storage LiveStorages::add(
   }
 }
 
+const c10::DataPtr& LiveStorages::memory_of(const c10::DataPtr& data) {
+  return data.get_deleter() == end_entry
+             ? static_cast<const Entry*>(data.get_context())->memory
+             : data;
+}
+
 void LiveStorages::forget_all() {
   std::vector<WeakStorage> forgotten;
   const std::lock_guard lock(mutex_);

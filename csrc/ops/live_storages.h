@@ -33,6 +33,10 @@ class LiveStorages final : public std::enable_shared_from_this<LiveStorages> {
       size_t size_bytes,
       c10::DataPtr memory);
 
+  // What add() was given for the storage that has this as its data; the data
+  // itself if it is of no storage that was added.
+  [[nodiscard]] static const c10::DataPtr& memory_of(const c10::DataPtr& data);
+
   // Finds none from now on; storages that are held stay as they are.
   void forget_all();
 

@@ -1,7 +1,9 @@
 #include "ops/storage_holders.h"
 
 #include <algorithm>
+#include <utility>
 
+#include "ops/live_storages.h"
 #include "ops/tensor_memory.h"
 
 namespace ckpt_streamer::ops {
@@ -11,6 +13,11 @@ namespace {
 // copy a lazily cloned one.
 const at::DataPtr& data_of(const c10::Storage& storage) {
   return storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks();
+}
+
+void extend(ByteRange& hull, const ByteRange& span) {
+  hull.begin = std::min(hull.begin, span.begin);
+  hull.end = std::max(hull.end, span.end);
 }
 
 }  // namespace
@@ -32,14 +39,21 @@ void StorageHolders::add_storage(
     const c10::Storage& storage,
     const ByteRange& span) {
   const at::DataPtr& data = data_of(storage);
+  if (FileShare file = file_of(LiveStorages::memory_of(data))) {
+    if (!files_.empty() && files_.back().file == file) {
+      extend(files_.back().hull, span);
+    } else {
+      files_.push_back({std::move(file), span});
+    }
+    return;
+  }
   // Two live pointers with one context and one deleter own it together, or it
   // would be deleted twice.
   if (!holders_.empty() && data.get_context() != nullptr) {
     Holder& last = holders_.back();
     if (last.context == data.get_context() &&
         last.deleter == data.get_deleter()) {
-      last.hull.begin = std::min(last.hull.begin, span.begin);
-      last.hull.end = std::max(last.hull.end, span.end);
+      extend(last.hull, span);
       return;
     }
   }
@@ -49,10 +63,12 @@ void StorageHolders::add_storage(
 
 void StorageHolders::keep_if(
     const std::function<bool(const ByteRange&)>& is_needed) {
-  std::erase_if(holders_, [&](const Holder& holder) {
+  const auto is_not_needed = [&](const auto& holder) {
     return !is_needed(holder.hull);
-  });
+  };
+  std::erase_if(holders_, is_not_needed);
   holders_.shrink_to_fit();
+  std::erase_if(files_, is_not_needed);
 }
 
 std::vector<ByteRange> StorageHolders::take_moved() {

@@ -9,12 +9,14 @@
 #include <vector>
 
 #include "base/byte_range.h"
+#include "ops/file_memory.h"
 
 namespace ckpt_streamer::ops {
 
 // Storages that share one owner of their memory (torch.load(mmap=True) cuts all
 // of a file's from one mapping) are kept mapped by any one of them: only the
-// first is held. Not thread-safe.
+// first is held. Of those of a checkpoint that was opened here, the file is.
+// Not thread-safe.
 class StorageHolders {
  public:
   // `span`: the addresses of its elements, which are to stay mapped; nothing is
@@ -41,7 +43,13 @@ class StorageHolders {
     ByteRange hull;  // of the spans that rely on it
   };
 
+  struct FileHolder {
+    FileShare file;
+    ByteRange hull;  // likewise
+  };
+
   std::vector<Holder> holders_;
+  std::vector<FileHolder> files_;
 };
 
 }  // namespace ckpt_streamer::ops

@@ -226,6 +226,20 @@ std::vector<uint32_t> CheckpointIndex::all_slots() const {
   return positions;
 }
 
+void CheckpointIndex::share_dims(TensorRecord& tensor) {
+  if (tensors.empty() || tensors.back().dim_count != tensor.dim_count) {
+    return;
+  }
+  const auto first = dims.begin();
+  const auto of_last =
+      first + static_cast<ptrdiff_t>(tensors.back().dims_begin);
+  const auto own = first + static_cast<ptrdiff_t>(tensor.dims_begin);
+  if (std::equal(own, dims.end(), of_last)) {
+    dims.erase(own, dims.end());
+    tensor.dims_begin = tensors.back().dims_begin;
+  }
+}
+
 void CheckpointIndex::add_named_slot(
     std::string_view name,
     uint32_t tensor_index) {

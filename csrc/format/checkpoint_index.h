@@ -106,11 +106,10 @@ struct FileRecord {
   uint32_t first_tensor = 0;  // in CheckpointIndex::tensors; all up to the next
 };
 
-// One run of bytes of a file; every tensor cut from it shares it in memory.
+// One run of bytes of a file; every tensor cut from it shares it in memory. By
+// where it is, not by the name that the file may have for it: all names of a
+// large checkpoint are more than the rest of its index.
 struct StorageRecord {
-  // The record's name in the file, "archive/data/0"; empty where runs of bytes
-  // have none of their own (safetensors).
-  std::string name;
   ByteRange file_range;     // absolute; [begin, end) lies inside the file
   uint32_t file_index = 0;  // in CheckpointIndex::files
   // Of its bytes; none where the file keeps none (base/crc32.h).
@@ -131,8 +130,8 @@ enum class TensorKind : uint8_t {
 };
 
 // Sizes and strides are in elements and live in CheckpointIndex::dims: sizes
-// first, then as many strides. A sparse tensor's strides are all 0; a nested
-// tensor has neither.
+// first, then as many strides; tensors may share them. A sparse tensor's
+// strides are all 0; a nested tensor has neither.
 struct TensorRecord {
   uint32_t storage_index = kNoStorage;  // of a strided or quantized tensor
   uint32_t detail_index = 0;            // in the table of the kind, if any
@@ -242,6 +241,10 @@ struct CheckpointIndex {
   // REQUIRES: slot_index < slots.size(). Cost: O(name).
   [[nodiscard]] std::string slot_name(size_t slot_index) const;
 
+  // Drops the dims of a tensor that is about to be added, which are the last,
+  // where the tensor before has the same, and has it share those.
+  void share_dims(TensorRecord& tensor);
+
   // The positions of all slots, ascending.
   [[nodiscard]] std::vector<uint32_t> all_slots() const;
 
@@ -255,7 +258,7 @@ struct CheckpointIndex {
   // THROWS: CheckpointError Unsupported when numbers no longer fit 32 bits.
   void append(CheckpointIndex&& other);
 
-  // Gives back what the vectors reserved; readers call it at their end.
+  // Gives back what the vectors reserved.
   void shrink_to_fit();
 
   // The bytes of its file that the tensor's elements span, gaps included, and

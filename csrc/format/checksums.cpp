@@ -10,6 +10,7 @@
 #include "base/crc32.h"
 #include "base/error.h"
 #include "format/text.h"
+#include "format/zip_directory.h"
 
 namespace ckpt_streamer::format {
 namespace {
@@ -22,6 +23,22 @@ std::string crc_text(uint32_t crc) {
   std::string text = hex_bytes(bytes);
   std::erase(text, ' ');
   return "0x" + text;
+}
+
+// "record 'archive/data/0'". The index has no names; this is the only time that
+// one is wanted.
+std::string record_text(const ByteSource& source, const ByteRange& data_range) {
+  try {
+    const ZipDirectory directory = ZipDirectory::read(source);
+    for (const ZipEntry& entry : directory.entries()) {
+      if (entry.data_range == data_range) {
+        return "record " + quoted(entry.name);
+      }
+    }
+  } catch (const CheckpointError&) {
+    // It was changed since it was opened.
+  }
+  return "a record";
 }
 
 }  // namespace
@@ -58,7 +75,7 @@ void verify_checksum(
     throw CheckpointError(
         ErrorKind::kCorrupt,
         source.path(),
-        "record " + quoted(record.name) + " has the CRC-32 " + crc_text(crc) +
+        record_text(source, range) + " has the CRC-32 " + crc_text(crc) +
             ", expected " + crc_text(*record.crc32) +
             " as the zip's directory says",
         range.begin);

@@ -15,7 +15,8 @@ void require_checksums(const CheckpointIndex& index);
 
 // Reads the record's bytes, at most `piece_bytes` at once.
 // REQUIRES: the record has a CRC-32; piece_bytes > 0.
-// THROWS: CheckpointError Corrupt when the bytes have another one.
+// THROWS: CheckpointError Corrupt when the bytes have another one, which names
+// the record as the directory of the zip archive does that the source is.
 void verify_checksum(
     const StorageRecord& record,
     const ByteSource& source,

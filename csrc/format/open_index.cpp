@@ -108,6 +108,8 @@ CheckpointIndex read_index(const ByteSource& source) {
   std::string head(std::min(source.size_bytes(), kRecognizedHeadBytes), '\0');
   source.read(0, std::as_writable_bytes(std::span(head)));
   CheckpointIndex index = read_any(source, head);
+  // Not by the readers: what they read from takes memory until they return.
+  index.shrink_to_fit();
   if (index.files.empty()) {
     index.files.push_back({source.path(), {}});
   }

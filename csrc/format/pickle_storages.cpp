@@ -72,6 +72,11 @@ StoragePart PickleStorages::part_of(ValueId id, uint64_t file_offset) {
         pid_offset);
   }
   if (found->number >= known_storages_.size()) {
+    if (known_storages_.empty()) {
+      // Archives have few records beside those of storages.
+      constexpr size_t kOtherRecords = 64;
+      known_storages_.reserve(tree.persistent_count() + kOtherRecords);
+    }
     known_storages_.resize(size_t{found->number} + 1);
   }
   KnownStorage& known = known_storages_[found->number];
@@ -84,8 +89,7 @@ StoragePart PickleStorages::part_of(ValueId id, uint64_t file_offset) {
     }
     known.index = static_cast<uint32_t>(index_.storages.size());
     known.dtype = type.dtype;
-    index_.storages.push_back(
-        {std::string(found->name), found->file_range, 0, found->crc32});
+    index_.storages.push_back({found->file_range, 0, found->crc32});
   }
   // torch.save refuses two types for the same data, and torch.load would take
   // whichever comes first. Without bytes there is nothing to disagree on.
@@ -101,7 +105,8 @@ StoragePart PickleStorages::part_of(ValueId id, uint64_t file_offset) {
       known.index,
       type.dtype,
       {found->view_range.begin - found->file_range.begin,
-       found->view_range.end - found->file_range.begin}};
+       found->view_range.end - found->file_range.begin},
+      found->name};
 }
 
 }  // namespace ckpt_streamer::format

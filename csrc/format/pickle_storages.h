@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 #include "base/byte_range.h"
@@ -14,9 +15,10 @@ namespace ckpt_streamer::format {
 
 // What a persistent id stands for: a storage in the index, or a part of it.
 struct StoragePart {
-  uint32_t index;        // in CheckpointIndex::storages
-  DType dtype;           // as the persistent id says
-  ByteRange byte_range;  // inside the storage
+  uint32_t index;                     // in CheckpointIndex::storages
+  DType dtype;                        // as the persistent id says
+  ByteRange byte_range;               // inside the storage
+  std::string_view record_name = {};  // lives as long as the lookup
 };
 
 class PickleStorages {

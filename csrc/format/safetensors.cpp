@@ -112,7 +112,6 @@ class HeaderReader {
     check_distinct_names();
     check_layout();
     index_.files.push_back(std::move(file));
-    index_.shrink_to_fit();
     return std::move(index_);
   }
 
@@ -307,8 +306,7 @@ void HeaderReader::add_tensor(const Declaration& declaration) {
   tensor.storage_index = static_cast<uint32_t>(index_.storages.size());
   add_dims(declaration, tensor);
   index_.storages.push_back(
-      {{},
-       {data_begin_ + declaration.data_range.begin,
+      {{data_begin_ + declaration.data_range.begin,
         data_begin_ + declaration.data_range.end},
        0});
   index_.add_named_slot(
@@ -388,6 +386,7 @@ void HeaderReader::add_dims(
         static_cast<int64_t>(stride);
     stride = *next;
   }
+  index_.share_dims(tensor);
 }
 
 void HeaderReader::check_distinct_names() const {

@@ -201,6 +201,7 @@ void TensorRebuilder::add_dims(
     add(stride, "stride");
   }
   index_.dims.resize(tensor.dims_begin + 2 * sizes.size());
+  index_.share_dims(tensor);
 }
 
 void TensorRebuilder::check_sizes(const Call& call, const TensorRecord& tensor)
@@ -225,7 +226,7 @@ void TensorRebuilder::check_sizes(const Call& call, const TensorRecord& tensor)
 void TensorRebuilder::check_bounds(
     const Call& call,
     const TensorRecord& tensor,
-    const ByteRange& storage_part) const {
+    const StoragePart& storage) const {
   check_sizes(call, tensor);
   const auto sizes = index_.sizes(tensor);
   const auto strides = index_.strides(tensor);
@@ -246,7 +247,7 @@ void TensorRebuilder::check_bounds(
   const auto end_bytes = end_element.has_value()
                              ? end_byte_of_elements(tensor.dtype, *end_element)
                              : std::nullopt;
-  const uint64_t storage_bytes = storage_part.size_bytes();
+  const uint64_t storage_bytes = storage.byte_range.size_bytes();
   if (!end_bytes.has_value() || *end_bytes > storage_bytes) {
     fail(
         ErrorKind::kCorrupt,
@@ -256,8 +257,7 @@ void TensorRebuilder::check_bounds(
                                    : std::string("2^64")) +
             (tensor.storage_index == kNoStorage
                  ? std::string(" of no storage")
-                 : " of record " +
-                       quoted(index_.storages[tensor.storage_index].name)) +
+                 : " of record " + quoted(storage.record_name)) +
             ", expected at most its " + std::to_string(storage_bytes) +
             " bytes");
   }

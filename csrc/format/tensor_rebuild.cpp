@@ -246,7 +246,7 @@ TensorRecord TensorRebuilder::strided(const Call& call) {
     read_metadata(call, args[metadata_position], tensor);
   }
   read_view(call, tensor);
-  check_bounds(call, tensor, storage.byte_range);
+  check_bounds(call, tensor, storage);
   move_into_part(call, tensor, storage.byte_range);
   return tensor;
 }
@@ -272,7 +272,7 @@ TensorRecord TensorRebuilder::quantized(const Call& call) {
   tensor.requires_grad = read_bool(call, args[5], "requires_grad");
   check_requires_grad(call, tensor);
   read_view(call, tensor);
-  check_bounds(call, tensor, storage.byte_range);
+  check_bounds(call, tensor, storage);
   move_into_part(call, tensor, storage.byte_range);
   const QuantizedRecord quantizer = read_quantizer(call, tensor);
   tensor.detail_index = static_cast<uint32_t>(index_.quantized.size());
@@ -500,7 +500,7 @@ TensorRecord TensorRebuilder::meta(const Call& call) {
   tensor.requires_grad = read_bool(call, call.args[3], "requires_grad");
   check_requires_grad(call, tensor);
   add_dims(call, call.args[1], call.args[2], tensor);
-  check_bounds(call, tensor, {0, kLargestInt64});
+  check_bounds(call, tensor, {kNoStorage, tensor.dtype, {0, kLargestInt64}});
   return tensor;
 }
 

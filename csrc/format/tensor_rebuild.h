@@ -117,7 +117,7 @@ class TensorRebuilder {
   void check_bounds(
       const Call& call,
       const TensorRecord& tensor,
-      const ByteRange& storage_part) const;
+      const StoragePart& storage) const;
   void move_into_part(
       const Call& call,
       TensorRecord& tensor,

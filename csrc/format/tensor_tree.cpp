@@ -17,6 +17,9 @@ void append_tensors(
   index.storages.reserve(index.storages.size() + count);
   index.tensors.reserve(index.tensors.size() + count);
   index.slots.reserve(index.slots.size() + count);
+  // And some nodes of what is beside the tensors.
+  constexpr size_t kOtherEntries = 512;
+  index.values.reserve_entries(count + kOtherEntries);
   if (pickle.shared_containers == SharedContainers::kEachPath) {
     FlatWalk(context, storages, index).run();
   } else {

@@ -53,11 +53,7 @@ PickleTree load_pickle(
 }
 
 StorageRecord record_of(const ZipDirectory& directory, const ZipEntry& entry) {
-  return {
-      std::string(entry.name),
-      entry.data_range,
-      0,
-      directory.checksum_of(entry)};
+  return {entry.data_range, 0, directory.checksum_of(entry)};
 }
 
 void check_archive(

@@ -137,7 +137,6 @@ CheckpointIndex read_torch_legacy(const ByteSource& source) {
       storages,
       "",
       index);
-  index.shrink_to_fit();
   return index;
 }
 

@@ -71,7 +71,6 @@ CheckpointIndex read_torch_script(
   CheckpointIndex index;
   append_archive(source, directory, prefix, "data", "", index);
   append_archive(source, directory, prefix, "constants", "constants", index);
-  index.shrink_to_fit();
   return index;
 }
 

@@ -47,7 +47,6 @@ CheckpointIndex read_torch_zip(
       storages,
       "",
       index);
-  index.shrink_to_fit();
   return index;
 }
 

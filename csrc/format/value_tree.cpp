@@ -97,6 +97,11 @@ NodeId ValueTree::add_flat_entry(std::string_view name, uint32_t tensor_index) {
   return key;
 }
 
+void ValueTree::reserve_entries(size_t count) {
+  nodes_.reserve(nodes_.size() + 2 * count);
+  pool_.reserve(pool_.size() + 2 * count);
+}
+
 void ValueTree::shrink_to_fit() {
   nodes_.shrink_to_fit();
   pool_.shrink_to_fit();

@@ -191,6 +191,9 @@ class ValueTree {
   // REQUIRES: nothing else adds runs to this tree.
   NodeId add_flat_entry(std::string_view name, uint32_t tensor_index);
 
+  // For so many entries of dicts, each with a key of its own: a hint.
+  void reserve_entries(size_t count);
+
   // Gives back what the vectors reserved.
   void shrink_to_fit();
 

@@ -249,16 +249,23 @@ DirectoryLocation locate_directory(const ByteSource& source) {
   return {{fields.directory_begin, *directory_end}, fields.entry_count};
 }
 
+// Of a record's bytes, as the central directory has them.
+struct RecordSizes {
+  uint64_t compressed_bytes = 0;
+  uint64_t uncompressed_bytes = 0;
+};
+
 // Replaces the fields of all ones by their values in the zip64 extra field,
 // which holds only those, in this order (APPNOTE 4.5.3).
 void apply_zip64_extra(
     const ByteSource& source,
     std::span<const std::byte> extra,
     uint64_t header_offset,
-    ZipEntry& entry) {
+    ZipEntry& entry,
+    RecordSizes& sizes) {
   uint64_t* const fields[] = {
-      &entry.uncompressed_size_bytes,
-      &entry.compressed_size_bytes,
+      &sizes.uncompressed_bytes,
+      &sizes.compressed_bytes,
       &entry.local_header_offset};
   if (std::none_of(std::begin(fields), std::end(fields), [](uint64_t* field) {
         return *field == kAllOnes32;
@@ -299,6 +306,7 @@ void apply_zip64_extra(
 void check_entry(
     const ByteSource& source,
     const ZipEntry& entry,
+    const RecordSizes& sizes,
     uint64_t header_offset) {
   if ((entry.flags & kEncryptionFlags) != 0) {
     throw CheckpointError(
@@ -307,14 +315,13 @@ void check_entry(
         "record " + quoted(entry.name) + " is encrypted, expected plain",
         header_offset);
   }
-  if (entry.is_stored() &&
-      entry.compressed_size_bytes != entry.uncompressed_size_bytes) {
+  if (entry.is_stored() && sizes.compressed_bytes != sizes.uncompressed_bytes) {
     fail(
         source,
         "record " + quoted(entry.name) + " is stored in " +
-            std::to_string(entry.compressed_size_bytes) +
+            std::to_string(sizes.compressed_bytes) +
             " bytes, expected its size of " +
-            std::to_string(entry.uncompressed_size_bytes),
+            std::to_string(sizes.uncompressed_bytes),
         header_offset);
   }
 }
@@ -439,10 +446,11 @@ ByteRange locate_data(
     fail_overlap("local header");
   }
   const uint64_t data_begin = offset + header_bytes;
-  if (entry.compressed_size_bytes > limit.file_offset - data_begin) {
+  const uint64_t data_bytes = entry.data_range.size_bytes();
+  if (data_bytes > limit.file_offset - data_begin) {
     fail_overlap("data");
   }
-  return {data_begin, data_begin + entry.compressed_size_bytes};
+  return {data_begin, data_begin + data_bytes};
 }
 
 }  // namespace
@@ -528,8 +536,7 @@ void ZipDirectory::parse_entries(
     entry.flags = load_u16(header + 8);
     entry.method = load_u16(header + 10);
     entry.crc32 = load_u32(header + 16);
-    entry.compressed_size_bytes = load_u32(header + 20);
-    entry.uncompressed_size_bytes = load_u32(header + 24);
+    RecordSizes sizes{load_u32(header + 20), load_u32(header + 24)};
     entry.local_header_offset = load_u32(header + 42);
     const std::byte* const name = reader.take(variable_bytes);
     entry.name = {names_end, name_bytes};
@@ -539,8 +546,10 @@ void ZipDirectory::parse_entries(
         source,
         {name + name_bytes, extra_bytes},
         header_offset,
-        entry);
-    check_entry(source, entry, header_offset);
+        entry,
+        sizes);
+    check_entry(source, entry, sizes, header_offset);
+    entry.data_range = {0, sizes.compressed_bytes};  // moved when it is found
     entries_.push_back(entry);
   }
   if (reader.remaining_bytes() != 0) {

@@ -26,8 +26,6 @@ inline constexpr uint16_t kZipMethodStored = 0;
 
 struct ZipEntry {
   std::string_view name;  // owned by the ZipDirectory
-  uint64_t compressed_size_bytes = 0;
-  uint64_t uncompressed_size_bytes = 0;
   uint64_t local_header_offset = 0;
   ByteRange data_range;  // absolute, of the bytes as stored in the file
   uint32_t crc32 = 0;    // of the uncompressed bytes; not verified here

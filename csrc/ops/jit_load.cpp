@@ -12,7 +12,9 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -43,20 +45,41 @@ std::string packaged_pickle(std::string_view name) {
 // An archive's storages by pickle, and there by name.
 using Storages = std::map<std::string, std::map<std::string, c10::Storage>>;
 
-// A record's name is <root>/<pickle>/<storage>.
-Storages storages_of(const CheckpointTensors& checkpoint) {
+// Names of records, <pickle>/<storage>, by where their bytes begin.
+std::unordered_map<uint64_t, std::string> storage_records(
+    PyTorchStreamReader& archive) {
+  std::unordered_map<uint64_t, std::string> records;
+  for (std::string& name : archive.getAllRecords()) {
+    if (name.starts_with("constants/") || name.starts_with("data/")) {
+      records.emplace(archive.getRecordOffset(name), std::move(name));
+    }
+  }
+  return records;
+}
+
+Storages storages_of(
+    const CheckpointTensors& checkpoint,
+    PyTorchStreamReader& archive) {
   const format::CheckpointIndex& index = checkpoint.index();
+  const auto records = storage_records(archive);
   Storages storages;
   for (size_t i = 0; i < index.tensors.size(); ++i) {
     const uint32_t storage_index = index.tensors[i].storage_index;
     if (storage_index == format::kNoStorage) {
       continue;
     }
-    const std::string& record = index.storages[storage_index].name;
+    const uint64_t begin = index.storages[storage_index].file_range.begin;
+    const auto found = records.find(begin);
+    TORCH_CHECK_VALUE(
+        found != records.end(),
+        index.files.front().path,
+        ": has no record at byte ",
+        begin,
+        ", expected the one that was there when it was opened");
+    const std::string& record = found->second;
     const size_t name_begin = record.rfind('/') + 1;
-    const size_t pickle_begin = record.find('/') + 1;
     std::map<std::string, c10::Storage>& of_pickle =
-        storages[record.substr(pickle_begin, name_begin - 1 - pickle_begin)];
+        storages[record.substr(0, name_begin - 1)];
     const std::string name = record.substr(name_begin);
     if (!of_pickle.contains(name)) {
       of_pickle.emplace(
@@ -176,7 +199,7 @@ torch::jit::Module jit_load(
     const auto context = std::make_shared<DeserializationStorageContext>();
     const auto packaged = std::make_shared<PackagedArchive>(
         *archive,
-        storages_of(checkpoint),
+        storages_of(checkpoint, *archive),
         context);
     const auto reader = std::make_shared<PyTorchStreamReader>(packaged);
     packaged->find_pickles(*reader);

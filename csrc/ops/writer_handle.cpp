@@ -94,7 +94,7 @@ class Declarations {
         storage.unsafeGetStorageImpl(),
         static_cast<uint32_t>(index_.storages.size()));
     if (is_new) {
-      index_.storages.push_back({{}, {0, storage.nbytes()}, 0});
+      index_.storages.push_back({{0, storage.nbytes()}, 0});
     }
     return found->second;
   }

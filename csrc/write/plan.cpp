@@ -414,7 +414,7 @@ class Planner {
     }
     for (const PlannedStorage& storage : plan_.storages) {
       plan_.files[storage.file].index.storages.push_back(
-          {{}, {0, storage.size_bytes}, 0});
+          {{0, storage.size_bytes}, 0});
     }
     if (options_.keeps_tree) {
       add_tensors_of_tree();

@@ -15,7 +15,7 @@ constexpr uint64_t kMiB = 1 << 20;
 class Index {
  public:
   uint32_t add_storage(uint64_t begin, uint64_t size_bytes) {
-    index.storages.push_back({"", {begin, begin + size_bytes}});
+    index.storages.push_back({{begin, begin + size_bytes}});
     return static_cast<uint32_t>(index.storages.size() - 1);
   }
   uint32_t add_tensor(

@@ -15,7 +15,7 @@ namespace {
 CheckpointIndex index_of_repeated_names() {
   CheckpointIndex index;
   index.files.push_back({"model.pt", {}});
-  index.storages.push_back({"", {0, 4}, 0});
+  index.storages.push_back({{0, 4}, 0});
   index.tensors.push_back({});
   ValueTree& values = index.values;
   const auto text = [&](const char* characters) {

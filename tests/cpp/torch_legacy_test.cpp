@@ -95,7 +95,6 @@ TEST(legacy_reads_a_tensor) {
   EXPECT_EQ(index.files.size(), 1U);
   EXPECT_EQ(index.slots.size(), 1U);
   EXPECT_EQ(index.storages.size(), 1U);
-  EXPECT_EQ(index.storages[0].name, "k");
   const uint64_t end = file.bytes().size();
   EXPECT(index.storages[0].file_range == (ByteRange{end - 16, end}));
   EXPECT(index.file_range(index.tensors[0]) == (ByteRange{end - 12, end}));
@@ -157,7 +156,8 @@ TEST(legacy_keys_may_be_ints) {
           4),
       .keys = p::program(p::list({p::integer(7)}))};
   const CheckpointIndex index = read(file);
-  EXPECT_EQ(index.storages[0].name, "7");
+  const uint64_t end = file.bytes().size();
+  EXPECT(index.file_range(index.tensors[0]) == (ByteRange{end - 16, end}));
 }
 
 TEST(legacy_views_share_their_root) {

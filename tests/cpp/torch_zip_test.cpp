@@ -66,7 +66,6 @@ TEST(reads_a_tensor) {
           p::integers({2, 1}))));
   EXPECT_EQ(slot_names(index), "w=0");
   EXPECT_EQ(index.storages.size(), 1U);
-  EXPECT_EQ(index.storages[0].name, "a/data/0");
   EXPECT_EQ(index.storages[0].file_range.size_bytes(), 16U);
   const TensorRecord& tensor = index.tensors[0];
   EXPECT(tensor.dtype == DType::kFloat32);

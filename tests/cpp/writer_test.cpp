@@ -51,8 +51,7 @@ CheckpointIndex index_of(const std::vector<Shape>& shapes) {
       stride *= shape.sizes[dim];
     }
     index.storages.push_back(
-        {{},
-         {0,
+        {{0,
           static_cast<uint64_t>(stride) * format::item_size_bytes(shape.dtype)},
          0});
     index.slots.emplace_back().tensor_index =

@@ -273,6 +273,7 @@ def test_figures_are_measured_and_drawn(bench_folder: Path) -> None:
         memory_pause_seconds=0,
         access_mib=(4, 8),
         access_rounds=2,
+        access_rounds_of_largest=3,
         access_warm_ups=1,
         access_passes=2,
         many_mib=(1,),
@@ -292,7 +293,8 @@ def test_figures_are_measured_and_drawn(bench_folder: Path) -> None:
     assert [(row["size_mib"], row["way"]) for row in two] == [
         *((4, figures.PLAIN), (4, "stream"), (8, figures.PLAIN), (8, "stream")),
     ]
-    assert all(len(row["round_seconds"]) == 2 for row in two)
+    assert [len(row["round_seconds"]) for row in two] == [2, 2, 3, 3]
+    assert [row["rounds"] for row in two] == [2, 2, 3, 3]
     assert [(row["size_mib"], row["way"]) for row in three] == [
         (1, way) for way in ways
     ]

@@ -89,7 +89,12 @@ class StateDictLoad:
             self._check_first()
             changed_keys = Changes(self._model).keys
         else:
-            changed_keys = self._loaded_keys.copy
+            keys_in_order = matches.keys
+
+            def changed_keys() -> list[str]:
+                loaded = set(self._loaded_keys)
+                return [key for key in keys_in_order if key in loaded]
+
         self._reads = EvictingReads(self._entries, self._bounds, self._check_source)
         self._warn_of_unmapped()
         try:
@@ -254,8 +259,8 @@ class StateDictLoad:
     def _copy_matches(self, matches: Matches) -> None:
         """Copy them, in the file's order where that is another than the modules'.
 
-        Nobody sees in which order, unless they share memory. What is said of failures
-        is in the modules'.
+        That makes no difference, unless they share memory. What is said of failures
+        is in the modules' order.
         """
         order = self._reads.order_of(matches.tensors)
         if order is None or not may_be_in_any_order(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -143,9 +144,9 @@ class EvictingReads:
         if self.fits:
             return None
         windows = self._windows_of(tensors)
-        if self._is_ordered(windows):
-            return None
         places = [-1 if window is None else window for window in windows]
+        if all(left <= right for left, right in pairwise(places)):
+            return None
         return sorted(range(len(tensors)), key=places.__getitem__)
 
     def runs_of(self, tensors: list[Tensor]) -> Iterator[tuple[int, int]]:
@@ -158,8 +159,8 @@ class EvictingReads:
             yield 0, len(tensors)
             return
         windows = self._windows_of(tensors)
-        is_ordered = self._is_ordered(windows)
         runs = [(window, len(list(run))) for window, run in groupby(windows)]
+        is_ordered = len(runs) <= 2 * len(self._window_ends)
         begin = 0
         for window, length in runs:
             if is_ordered and window is not None:
@@ -171,11 +172,6 @@ class EvictingReads:
                     self.admit(tensors[index])
                     yield index, index + 1
             begin += length
-
-    def _is_ordered(self, windows: list[int | None]) -> bool:
-        """Whether windows are entered little more often than there are any."""
-        entered_count = 1 + sum(a != b for a, b in pairwise(windows))
-        return entered_count <= 2 * len(self._window_ends)
 
     def _windows_of(self, tensors: list[Tensor]) -> list[int | None]:
         return list(map(self._window_of.get, map(id, tensors)))
@@ -264,16 +260,34 @@ class _Spans:
         return parts + self._positions[behind:last]
 
 
-def may_be_in_any_order(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> bool:
+def may_be_in_any_order(targets: list[Tensor], sources: list[Tensor]) -> bool:
     """Whether copies come out the same in any order.
 
     That is, whether what is written lies in no memory of what is written or read
-    besides.
+    besides, but for tied tensors that are given the same. False where that cannot
+    be told.
     """
-    spans = [(*_span(tensor), True) for tensor in targets]
-    spans += [(*_span(tensor), False) for tensor in sources]
+    counts = Counter(map(id, targets))
+    tied_copies = set()
+    spans = []
+    for target, source in zip(targets, sources, strict=True):
+        if target.layout is not torch.strided or source.layout is not torch.strided:
+            return False
+        written, read = _span(target), _span(source)
+        if target.numel() and not written[1]:
+            return False
+        if counts[id(target)] > 1:
+            copy = (
+                *(id(target), read, source.dtype, source.stride()),
+                *(source.is_conj(), source.is_neg()),
+            )
+            if copy in tied_copies:
+                continue
+            tied_copies.add(copy)
+        spans += [(*written, True), (*read, False)]
+    spans.sort()
     written_end = read_end = 0
-    for begin, end, is_written in sorted(spans):
+    for begin, end, is_written in spans:
         if end and (begin < written_end or (is_written and begin < read_end)):
             return False
         if is_written:

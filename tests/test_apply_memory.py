@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ckpt_streamer import apply_state_dict
+from ckpt_streamer import open as open_checkpoint
 
 # The first COUNT tensors of the large checkpoint.
 COUNT = 16
@@ -240,93 +241,117 @@ def test_views_of_one_storage_keep_the_limit(tmp_path: Path, converter: Any) -> 
     assert all((model.get_parameter(f"w{i}") == i).all() for i in range(16))
 
 
-def shuffled_order(count: int) -> list[int]:
-    return [index * 37 % count for index in range(count)]
+def name_of(i: int) -> str:
+    """The name of a parameter; sorted by names, neighbours are none any more."""
+    return f"w{i * 37 % 1024:04}"
 
 
-def save_in_another_order(path: Path, count: int, suffix: str) -> None:
-    """Tensors of 64 KiB, w0 to w(count - 1), of which the file has no neighbours."""
-    tensors = {f"w{i}": torch.full((16384,), float(i)) for i in shuffled_order(count)}
-    if suffix == ".safetensors":
-        save_file(tensors, path)  # sorts them by their names
+def save_by_name(path: Path, count: int) -> None:
+    """Tensors of 64 KiB, each of its number, in the order of their names."""
+    tensors = {name_of(i): torch.full((16384,), float(i)) for i in range(count)}
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)  # sorts them itself
     else:
-        torch.save(tensors, path)
+        torch.save(dict(sorted(tensors.items())), path)
 
 
 STATS = r"Module: loaded \d+ bytes, at most (\d+) of the file at once, (\d+) given back"
 
 
-def many_parameters(parameters: list[Tensor]) -> nn.Module:
+def model_of(parameters: list[Tensor]) -> nn.Module:
     model = nn.Module()
-    for i, parameter in enumerate(parameters):
-        model.register_parameter(f"w{i}", nn.Parameter(parameter))
+    for i, value in enumerate(parameters):
+        made = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+        model.register_parameter(name_of(i), made)
     return model
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("is_tied", [False, True])
 def test_a_file_in_another_order_than_the_model_is_read_once(
-    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, suffix: str, is_tied: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / f"shuffled{suffix}"
-    save_in_another_order(path, 1024, suffix)
-    model = many_parameters([torch.zeros(16384) for _ in range(1024)])
+    path = tmp_path / f"by_name{suffix}"
+    save_by_name(path, 1024)
+    model = model_of([torch.zeros(16384) for _ in range(1024)])
+    entries: Any = path
+    if is_tied:  # and given the same, as a state_dict of tied parameters does
+        model.register_parameter("tied", model.get_parameter(name_of(5)))
+        with open_checkpoint(path) as checkpoint:
+            assert isinstance(checkpoint.root, Mapping)
+            entries = dict(checkpoint.root)
+        entries["tied"] = entries[name_of(5)].detach()
     with caplog.at_level("DEBUG", "ckpt_streamer"):
-        apply_state_dict(model, path, memory_limit_mb=16)
+        apply_state_dict(model, entries, memory_limit_mb=16)
     words = re.fullmatch(STATS, caplog.messages[-1])
     assert words
     peak_bytes, evicted_bytes = map(int, words.groups())
     assert peak_bytes <= 16 * MIB
     # What faults map at the edges of windows is read twice.
     assert evicted_bytes <= 1.2 * path.stat().st_size
-    assert all((model.get_parameter(f"w{i}") == i).all() for i in range(1024))
+    assert all((model.get_parameter(name_of(i)) == i).all() for i in range(1024))
 
 
-def test_parameters_that_share_memory_are_copied_in_torchs_order(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "shuffled.pt"
-    save_in_another_order(path, 256, ".pt")
+def tied_twice(_state_dict: dict[str, Tensor]) -> list[Tensor]:
+    ties = [nn.Parameter(torch.zeros(16384)) for _ in range(128)]
+    return [ties[i // 2] for i in range(256)]
+
+
+def overlapping(_state_dict: dict[str, Tensor]) -> list[Tensor]:
     memory = torch.zeros(128 * 16384 + 64)
-    model = many_parameters(
-        [memory[16384 * (i // 2) + i % 2 :][:16384] for i in range(256)]
-    )
-    apply_state_dict(model, path, memory_limit_mb=4)
-    found = memory.clone()
-    model.load_state_dict(load_mapped(path))
-    assert torch.equal(found, memory)
+    return [memory[16384 * (i // 2) + i % 2 :][:16384] for i in range(256)]
 
 
-def test_entries_that_are_parameters_themselves_are_copied_in_torchs_order(
-    tmp_path: Path,
+def tied_and_sparse(_state_dict: dict[str, Tensor]) -> list[Tensor]:
+    ties = [nn.Parameter(torch.zeros(16384).to_sparse()) for _ in range(128)]
+    return [ties[i // 2] for i in range(256)]
+
+
+def entries_themselves(state_dict: dict[str, Tensor]) -> list[Tensor]:
+    return list(state_dict.values())
+
+
+@pytest.mark.filterwarnings("ignore:.*no pages of a mapped file")  # sparse entries
+@pytest.mark.parametrize(
+    "make", [tied_twice, overlapping, tied_and_sparse, entries_themselves]
+)
+def test_what_shares_memory_is_copied_in_torchs_order(
+    tmp_path: Path, make: Callable[[dict[str, Tensor]], list[Tensor]]
 ) -> None:
-    path = tmp_path / "shuffled.pt"
-    save_in_another_order(path, 256, ".pt")
+    path = tmp_path / "by_name.pt"
+    save_by_name(path, 256)
     found = []
     for load in (
         lambda model, entries: apply_state_dict(model, entries, memory_limit_mb=4),
         nn.Module.load_state_dict,
     ):
         state_dict = load_mapped(path)
-        model = many_parameters(list(state_dict.values()))
-        load(model, {f"w{i}": state_dict[f"w{i}"] for i in range(256)})
-        found.append([parameter[0].item() for parameter in model.parameters()])
+        model = model_of(make(state_dict))
+        entries = {name_of(i): state_dict[name_of(i)] for i in range(256)}
+        if make is tied_and_sparse:
+            entries = {key: entry.to_sparse() for key, entry in entries.items()}
+        load(model, entries)
+        values = [parameter.to_dense() for parameter in model.parameters()]
+        found.append([value[[0, -1]].tolist() for value in values])
     assert found[0] == found[1]
 
 
 def test_failures_are_told_in_the_order_of_the_model(tmp_path: Path) -> None:
-    path = tmp_path / "shuffled.pt"
-    save_in_another_order(path, 256, ".pt")
+    path = tmp_path / "by_name.pt"
+    save_by_name(path, 256)
     state_dict = load_mapped(path)
-    for i in (3, 100, 201):
-        state_dict[f"w{i}"] = torch.empty(16384, device="meta")
+    failing = [3, 100, 201]
+    for i in failing:
+        state_dict[name_of(i)] = torch.empty(16384, device="meta")
     parameters = [torch.zeros(16384) for _ in range(256)]
-    model = many_parameters(parameters)
+    model = model_of(parameters)
     with pytest.raises(RuntimeError) as failure:
         apply_state_dict(model, state_dict, memory_limit_mb=4)
-    lines = [line for line in str(failure.value).splitlines() if "While" in line]
-    assert [line.split('"')[1] for line in lines] == ["w3", "w100", "w201"]
-    failed = [i for i in range(1, 256) if not parameters[i].any()]
-    assert failed == [3, 100, 201]
+    *lines, last = str(failure.value).splitlines()[1:]
+    assert [line.split('"')[1] for line in lines] == [name_of(i) for i in failing]
+    copied = [i for i in range(256) if i not in failing]
+    assert last.split('"')[1::2] == [name_of(i) for i in copied]
+    assert all((parameters[i] == i).all() for i in copied)
 
 
 def test_sparse_tensors_keep_the_limit(tmp_path: Path) -> None:

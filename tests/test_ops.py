@@ -7,6 +7,8 @@ import dataclasses
 import io
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import zipfile
 from collections import OrderedDict
@@ -379,6 +381,29 @@ def test_many_threads_share_one_handle(large_checkpoint: Path) -> None:
 
 
 # Errors
+
+
+# In a process of its own: this one's heap has room for what others left behind.
+PEAK_OF_OPENING = """
+import sys
+import torch
+import ckpt_streamer
+from memory_peaks import peaks_of
+print(peaks_of(lambda: torch.ops.ckpt_streamer.open(sys.argv[1], 1 << 26))[1])
+"""
+
+
+def test_opening_many_tensors_takes_little_memory_for_each(tmp_path: Path) -> None:
+    count = 65_536
+    path = saved(tmp_path, {f"key{i}": torch.zeros(4) for i in range(count)})
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PEAK_OF_OPENING, path],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert count * 100 < int(done.stdout) < count * 540
 
 
 def test_next_past_the_end() -> None:

@@ -98,6 +98,7 @@ CheckpointIndex read_shards(const ByteSource& source, SourceOpener& opener) {
   }
   placements.check_complete();
   all.metadata = std::move(shards.metadata);
+  all.shrink_to_fit();
   return all;
 }
 
@@ -122,6 +123,7 @@ CheckpointIndex read_checkpoint(
   for (const std::string& path : paths) {
     all.append(read_index(open_file(path, opener)));
   }
+  all.shrink_to_fit();
   return all;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <exception>
 #include <memory>
 #include <span>
 #include <string>
@@ -35,8 +36,8 @@ std::string record_text(const ByteSource& source, const ByteRange& data_range) {
         return "record " + quoted(entry.name);
       }
     }
-  } catch (const CheckpointError&) {
-    // It was changed since it was opened.
+  } catch (const std::exception&) {
+    // It was changed since it was opened, or there is no memory for it.
   }
   return "a record";
 }

@@ -138,7 +138,7 @@ def draw_access(rows: list[dict[str, Any]], path: Path, note: str) -> Path:
                 **_marks(row),
             )
             _draw_ratio_line(ratios, of_way)
-        times.set_title(f"Iterating over 1024 tensors, {note}", fontsize=11)
+        times.set_title(f"Iterating over 1024 tensors\n{note}", fontsize=11)
         times.set_yscale("log")
         _number_log_axis(times.yaxis)
         times.set_ylabel("time (ms), with standard error")

@@ -380,9 +380,6 @@ def test_many_threads_share_one_handle(large_checkpoint: Path) -> None:
     assert sorted(names) == sorted(f"w{i}" for i in range(64))
 
 
-# Errors
-
-
 # In a process of its own: this one's heap has room for what others left behind.
 PEAK_OF_OPENING = """
 import sys
@@ -404,6 +401,9 @@ def test_opening_many_tensors_takes_little_memory_for_each(tmp_path: Path) -> No
         check=True,
     )
     assert count * 100 < int(done.stdout) < count * 540
+
+
+# Errors
 
 
 def test_next_past_the_end() -> None:

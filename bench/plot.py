@@ -364,9 +364,8 @@ def _note(name: str, run: dict[str, Any]) -> str:
     rounds = f"{run['many_rounds']} rounds"
     if name == "figure-2":
         rounds = f"{run['access_rounds']} rounds of {run['access_passes']} passes"
-        of_largest = run.get("access_rounds_of_largest", run["access_rounds"])
-        if of_largest != run["access_rounds"]:
-            rounds += f" ({of_largest} of the largest)"
+        if run["access_rounds_of_largest"] != run["access_rounds"]:
+            rounds += f" ({run['access_rounds_of_largest']} of the largest)"
     quick = ", quick run" if run["quick"] else ""
     return f"limit {run['limit_mib']} MiB, {rounds}{quick}"
 

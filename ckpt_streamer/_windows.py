@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import chain, count, repeat, starmap
 from operator import length_hint
-from threading import Lock
+from threading import Lock, RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
 
@@ -70,7 +70,8 @@ class State(ABC):
         self._is_ended = False
         self.was_released = False  # since the last window was entered
         # Of the lot that is out: where it ends, its lists, and what of it is
-        # still to come.
+        # still to come. They change together: any thread may release.
+        self._lock = RLock()
         self._lot_end = 0
         self._lists: tuple[list[Any], ...] = ()
         self._rest: Iterator[Any] | _Taken = iter(())
@@ -82,7 +83,8 @@ class State(ABC):
 
     @property
     def is_in_mid_lot(self) -> bool:
-        return not self.was_released and length_hint(self._rest) > 0
+        with self._lock:
+            return not self.was_released and length_hint(self._rest) > 0
 
     def enter(self, window: int) -> int:
         """Make a window live, and return its end."""
@@ -98,8 +100,8 @@ class State(ABC):
         self, end: int, tensors: list[Tensor], *beside: list[Any] | repeat[Any]
     ) -> Iterator[Any]:
         """Iterate over the lot that ends at a position; the lists are given up."""
-        rest = self._rest = iter(tensors)
-        return self._put_out(end, tensors, rest, beside)
+        rest = iter(tensors)
+        return self._put_out(end, tensors, rest, rest, beside)
 
     def put_out_unfinished(
         self,
@@ -114,8 +116,9 @@ class State(ABC):
         from, as for Ctrl-C, is to come again.
         """
         rows = list(zip(*beside, tensors, strict=False))
-        self._lot_end = end
-        return self._put_out_rows(rows, finish)
+        with self._lock:
+            self._lot_end = end
+            return self._put_out_rows(rows, finish)
 
     def _put_out_rows(
         self, rows: list[Any], finish: Callable[[tuple[Any, ...]], Any]
@@ -131,24 +134,27 @@ class State(ABC):
     ) -> Iterator[Any]:
         """Do that, and let go of each tensor as it goes: they own their memory."""
         tensors.reverse()
-        self._rest = _Taken(tensors)
-        rest = starmap(tensors.pop, repeat((), len(tensors)))
-        return self._put_out(end, tensors, rest, beside)
+        pops = starmap(tensors.pop, repeat((), len(tensors)))
+        return self._put_out(end, tensors, pops, _Taken(tensors), beside)
 
     def _put_out(
         self,
         end: int,
         tensors: list[Tensor],
-        rest: Iterator[Tensor],
+        iterator: Iterator[Tensor],
+        rest: Iterator[Tensor] | _Taken,
         beside: tuple[list[Any] | repeat[Any], ...],
     ) -> Iterator[Any]:
-        self._lot_end = end
-        self._lists = (
-            *(each for each in beside if isinstance(each, list)),
-            tensors,
-        )
-        self._items = zip(*beside, rest, strict=False)
-        return self._items
+        items = zip(*beside, iterator, strict=False)
+        with self._lock:
+            self._lot_end = end
+            self._lists = (
+                *(each for each in beside if isinstance(each, list)),
+                tensors,
+            )
+            self._rest = rest
+            self._items = items
+        return items
 
     def check_unchanged(self) -> None:
         """Raise a ValueError if what was streamed has been written to meanwhile."""
@@ -157,18 +163,20 @@ class State(ABC):
 
     def release(self) -> None:
         """Give back all pages; what is to come of the lot is held back."""
-        if isinstance(self._items, _Finished):
-            self._put_out_rows(self._items.take_rows(), self._items.finish)
-        else:
-            rest = list(self._items)
-            self._lists = (rest,)
-            self._rest = self._items = iter(rest)
-        self.was_released = True
+        with self._lock:
+            if isinstance(self._items, _Finished):
+                self._put_out_rows(self._items.take_rows(), self._items.finish)
+            else:
+                rest = list(self._items)
+                self._lists = (rest,)
+                self._rest = self._items = iter(rest)
+            self.was_released = True
         self.handle.release()
 
     def take_rest(self) -> Iterator[Any] | None:
         """Iterate over what was held back, if anything was."""
-        return self._items if length_hint(self._rest) else None
+        with self._lock:
+            return self._items if length_hint(self._rest) else None
 
     def stats(self) -> StreamStats:
         """See TensorStream.stats()."""
@@ -220,6 +228,8 @@ def _lots_of_windows(state: State) -> Iterator[Iterator[Any]]:
             break
         end = state.enter(window)
         for items in state.lots(window, begin, end):
+            if state.was_released:  # between two lots
+                state.enter(window)
             yield items
             while (rest := state.take_rest()) is not None:
                 state.enter(window)  # after a release in mid-lot

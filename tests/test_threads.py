@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from mapped_checkpoints import MIB, load_mapped, make_cold, resident_of
 from torch import Tensor
 
 import ckpt_streamer
-from ckpt_streamer import stream
+from ckpt_streamer import Stream, stream
 
 SHAPE = (64, 1024)  # 256 KiB
 COUNT = 128
@@ -223,6 +224,51 @@ def test_releasing_from_another_thread(path: Path) -> None:
 
         in_threads(read, release)
     assert resident_of(path).clean_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("make_source", "module", "dtype"),
+    [
+        (Path, "_file_stream", None),
+        (Path, "_file_stream", torch.bfloat16),
+        (load_mapped, "_stream", None),
+    ],
+)
+def test_releasing_between_lots(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_source: Callable[[Path], Any],
+    module: str,
+    dtype: torch.dtype | None,
+) -> None:
+    """Threads change at every few steps of Python, and lots end at every third."""
+    monkeypatch.setattr(f"ckpt_streamer.{module}._LOT", 3)
+    path = tmp_path / "tensors.pt"
+    torch.save({f"w{i}": torch.ones(1024) for i in range(COUNT)}, path)
+    source = make_source(path)
+    for _ in range(10):
+        items = stream(source, LIMIT_MB, dtype=dtype)
+        is_over = threading.Event()
+
+        def read(items: Stream = items, is_over: threading.Event = is_over) -> None:
+            try:
+                for i, (_, name, _) in enumerate(items):
+                    assert name == f"w{i}"
+                    assert i < items.stats().tensors_yielded <= COUNT
+            finally:
+                is_over.set()
+            assert i == COUNT - 1
+
+        def release(items: Stream = items, is_over: threading.Event = is_over) -> None:
+            while not is_over.is_set():
+                items.release()
+
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            in_threads(read, release)
+        finally:
+            sys.setswitchinterval(before)
 
 
 def test_closing_while_another_thread_reads_and_writes(path: Path) -> None:

@@ -37,6 +37,16 @@ struct ByteRange {
   return {begin, std::max(begin, std::min(left.end, right.end))};
 }
 
+// The smallest range around both; an empty one adds nothing.
+[[nodiscard]] constexpr ByteRange hull_of(
+    const ByteRange& left,
+    const ByteRange& right) noexcept {
+  if (left.empty() || right.empty()) {
+    return left.empty() ? right : left;
+  }
+  return {std::min(left.begin, right.begin), std::max(left.end, right.end)};
+}
+
 // REQUIRES: granularity_bytes is a power of two.
 [[nodiscard]] constexpr uint64_t round_down(
     uint64_t value,

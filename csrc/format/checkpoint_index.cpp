@@ -351,13 +351,7 @@ ByteRange CheckpointIndex::file_range(
       if (component == kNoTensor) {
         continue;
       }
-      const ByteRange range = strided_range(tensors[component]);
-      if (hull.empty()) {
-        hull = range;
-      } else if (!range.empty()) {
-        hull.begin = std::min(hull.begin, range.begin);
-        hull.end = std::max(hull.end, range.end);
-      }
+      hull = hull_of(hull, strided_range(tensors[component]));
     }
     return hull;
   }

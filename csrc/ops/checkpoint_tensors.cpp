@@ -108,14 +108,8 @@ ByteRange CheckpointTensors::span(uint32_t tensor_index) const {
     if (part == format::kNoTensor) {
       continue;
     }
-    const ByteRange range = span_of_view(part);
     ByteRange& hull = pieces_.piece_of(part).is_copy ? copied : mapped;
-    if (hull.empty()) {
-      hull = range;
-    } else if (!range.empty()) {
-      hull.begin = std::min(hull.begin, range.begin);
-      hull.end = std::max(hull.end, range.end);
-    }
+    hull = hull_of(hull, span_of_view(part));
   }
   return mapped.empty() ? copied : mapped;
 }

@@ -199,16 +199,10 @@ class PiecewiseCopy {
 
   void add(Block block) {
     const ByteRange span = memory_of(block.source).span;
-    ByteRange together = span;
-    if (!blocks_.empty()) {
-      together.begin = std::min(piece_.begin, span.begin);
-      together.end = std::max(piece_.end, span.end);
-      if (size_bytes(together) > piece_bytes_) {
-        flush();
-        together = span;
-      }
+    if (size_bytes(hull_of(piece_, span)) > piece_bytes_) {
+      flush();
     }
-    piece_ = together;
+    piece_ = hull_of(piece_, span);
     if (!is_dense_) {
       // A block can be dense where the whole is not: another number of
       // dimensions keeps it away from fbgemm.

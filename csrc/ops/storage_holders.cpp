@@ -1,6 +1,5 @@
 #include "ops/storage_holders.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "ops/live_storages.h"
@@ -13,11 +12,6 @@ namespace {
 // copy a lazily cloned one.
 const at::DataPtr& data_of(const c10::Storage& storage) {
   return storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks();
-}
-
-void extend(ByteRange& hull, const ByteRange& span) {
-  hull.begin = std::min(hull.begin, span.begin);
-  hull.end = std::max(hull.end, span.end);
 }
 
 }  // namespace
@@ -41,7 +35,7 @@ void StorageHolders::add_storage(
   const at::DataPtr& data = data_of(storage);
   if (FileShare file = file_of(LiveStorages::memory_of(data))) {
     if (!files_.empty() && files_.back().file == file) {
-      extend(files_.back().hull, span);
+      files_.back().hull = hull_of(files_.back().hull, span);
     } else {
       files_.push_back({std::move(file), span});
     }
@@ -53,7 +47,7 @@ void StorageHolders::add_storage(
     Holder& last = holders_.back();
     if (last.context == data.get_context() &&
         last.deleter == data.get_deleter()) {
-      extend(last.hull, span);
+      last.hull = hull_of(last.hull, span);
       return;
     }
   }

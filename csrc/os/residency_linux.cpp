@@ -364,10 +364,7 @@ uint64_t Residency::drop_runs(
   uint64_t found_bytes = 0;
   const auto drop = [&](const ByteRange& run, bool is_huge) {
     found_bytes += run.size_bytes();
-    found_hull = found_hull.empty() ? run
-                                    : ByteRange{
-                                          std::min(found_hull.begin, run.begin),
-                                          std::max(found_hull.end, run.end)};
+    found_hull = hull_of(found_hull, run);
     const int failure = drop_run(run, is_huge, way, may_be_locked);
     error_number = error_number != 0 ? error_number : failure;
   };

@@ -25,15 +25,10 @@ std::vector<ByteRange>::const_iterator first_ending_behind(
       [](uint64_t at, const ByteRange& range) { return at < range.end; });
 }
 
-ByteRange hull_of(std::span<const ByteRange> ranges) {
+ByteRange hull_of_all(std::span<const ByteRange> ranges) {
   ByteRange hull;
   for (const ByteRange& range : ranges) {
-    if (hull.empty()) {
-      hull = range;
-    } else if (!range.empty()) {
-      hull.begin = std::min(hull.begin, range.begin);
-      hull.end = std::max(hull.end, range.end);
-    }
+    hull = hull_of(hull, range);
   }
   return hull;
 }
@@ -44,7 +39,7 @@ std::vector<ByteRange> keep_file_backed(
     std::vector<ByteRange>& spans,
     os::ScanMethod scan_method) {
   const std::vector<ByteRange> mappings =
-      os::private_file_mappings(hull_of(spans), scan_method);
+      os::private_file_mappings(hull_of_all(spans), scan_method);
   std::vector<bool> is_owned(mappings.size(), false);
   for (ByteRange& span : spans) {
     if (span.empty()) {
@@ -218,7 +213,7 @@ WindowStreamer::WindowStreamer(
     }
   }
   if (!all_extents_.empty()) {
-    live_ranges_.emplace(hull_of(all_extents_));
+    live_ranges_.emplace(hull_of_all(all_extents_));
     watcher_.leave_alone_what_is_live_elsewhere(*live_ranges_);
   }
   if (bounds.drop_page_cache) {

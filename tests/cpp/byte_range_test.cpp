@@ -15,6 +15,13 @@ TEST(intersect_of_overlapping_ranges_is_the_common_part) {
   EXPECT_EQ(intersect({5, 20}, {0, 10}) == (ByteRange{5, 10}), true);
 }
 
+TEST(a_hull_is_around_both_and_empty_ranges_add_nothing) {
+  EXPECT_EQ(hull_of({8, 9}, {0, 5}) == (ByteRange{0, 9}), true);
+  EXPECT_EQ(hull_of({0, 10}, {5, 7}) == (ByteRange{0, 10}), true);
+  EXPECT_EQ(hull_of({}, {5, 7}) == (ByteRange{5, 7}), true);
+  EXPECT_EQ(hull_of({5, 7}, {3, 3}) == (ByteRange{5, 7}), true);
+}
+
 TEST(intersect_of_disjoint_ranges_is_empty) {
   EXPECT(intersect({0, 5}, {5, 9}).empty());
   EXPECT(intersect({8, 9}, {0, 5}).empty());

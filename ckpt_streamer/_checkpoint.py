@@ -319,8 +319,8 @@ def open(
             and :meth:`Checkpoint.tensor`. A converted tensor owns its memory;
             those that are tied are converted once and stay tied. What is of
             another kind passes as it is. What is converted ahead, and memory that is
-            kept for more, count in the limit: an eighth of it, 8 MiB at most. The tree
-            stays as it is in the file.
+            kept for more, count in the limit: up to a third of it, 8 MiB at most.
+            The tree stays as it is in the file.
         select: Which tensors the checkpoint streams, counts and names: a pattern
             of their dotted names as ``fnmatch.fnmatchcase`` takes it (``*`` takes
             dots as well), a list of patterns of which one must match, or a

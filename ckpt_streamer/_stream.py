@@ -32,8 +32,8 @@ _PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 
 _CONTAINERS = (Mapping, list, tuple, SequenceNode)
 
-# A tensor is looked at several times on its way into a window: lots whose
-# objects fit a cache take half the time.
+# A tensor is looked at several times on its way into a window, and out of it:
+# lots whose objects fit a cache take half the time.
 _LOT = 2048
 
 
@@ -159,12 +159,14 @@ class _MemoryState(State):
 
         A tensor that the caller replaces must not live on past its window.
         """
-        window = slice(begin, end)
         slots = self._slots
-        containers, keys = slots.containers[window], slots.keys[window]
-        tensors = slots.tensors[window]
-        slots.keys[window] = slots.tensors[window] = [None] * (end - begin)
-        yield self.put_out(end, tensors, containers, keys)
+        while begin < end and not self.is_closed:
+            lot = slice(begin, min(begin + _LOT, end))
+            containers, keys = slots.containers[lot], slots.keys[lot]
+            tensors = slots.tensors[lot]
+            slots.keys[lot] = slots.tensors[lot] = [None] * len(tensors)
+            yield self.put_out(lot.stop, tensors, containers, keys)
+            begin = lot.stop
 
     def close(self) -> None:
         super().close()

@@ -165,6 +165,21 @@ def test_a_tensor_above_its_share_is_told(tmp_path: Path) -> None:
         assert tensors.stats().not_held is None
 
 
+@pytest.mark.parametrize("budget_mib", [5, 12])
+def test_streams_that_convert_need_little_more(
+    paths: tuple[Path, Path], budget_mib: int
+) -> None:
+    budget = MemoryBudget(budget_mib)
+    sides = [
+        stream(path, budget=budget, dtype=torch.bfloat16)
+        for path in paths[: budget_mib // 5]
+    ]
+    for i, items in enumerate(zip(*sides, strict=True)):
+        for number, (_, _, val) in enumerate(items):
+            assert (val == torch.tensor(2.0 * i + number).bfloat16()).all()
+    assert i == COUNT - 1
+
+
 def test_streams_of_one_file_share_its_pages(paths: tuple[Path, Path]) -> None:
     state_dict = load_mapped(paths[0])
     budget = MemoryBudget(LIMIT_MB)

@@ -322,6 +322,17 @@ def test_a_converted_tensor_owns_its_storage_and_ties_stay(path: Path) -> None:
     assert torch.equal(ckpt_streamer.open(path)["a"], base)
 
 
+@pytest.mark.parametrize("limit_mib", [6, 8, 16, 64])
+def test_the_memory_of_a_result_is_used_for_the_next(
+    path: Path, limit_mib: int
+) -> None:
+    """One is in use while the next is made; each has half the bytes of its tensor."""
+    rows = min(1024, limit_mib * 128)  # half of the limit
+    saved(path, {f"w{i}": torch.ones(rows, 1024) for i in range(16)})
+    items = stream(path, limit_mib, dtype=BF16)
+    assert len({val.data_ptr() for *_, val in items}) == 2
+
+
 @pytest.mark.parametrize("position", [1, 7, 2048, 2049, 3000])
 def test_release_and_close_in_mid_lot(path: Path, position: int) -> None:
     tensors = small_tensors(3000)

@@ -52,6 +52,7 @@ SYSTEM_CALLS = {"ioctl": 16, "mremap": 25, "mincore": 27, "madvise": 28} | {
     "vmsplice": 278,
     "pipe2": 293,
     "userfaultfd": 323,
+    "cachestat": 451,
 }
 
 FILES = ("zip.pt", "legacy.pt", "script.pt", "plain.safetensors", "index")
@@ -208,6 +209,7 @@ FAULTS = {
     "madvise forbidden beside others": forbidden("madvise", A_LITTLE_OVER),
     "mremap forbidden": forbidden("mremap mincore", rf"{WORKS}|{TOLD}"),
     "mincore unknown": forbidden("mincore fadvise64", WORKS, ENOSYS),
+    "cachestat unknown": forbidden("cachestat", WORKS, ENOSYS),
     "pipes forbidden": forbidden("vmsplice splice pipe2", WORKS),
     "vmsplice unknown": forbidden("vmsplice", WORKS, ENOSYS),
     "ioctl forbidden": forbidden("ioctl", WORKS),

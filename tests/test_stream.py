@@ -261,10 +261,44 @@ def test_release_goes_on(large_checkpoint: Path) -> None:
     assert count == 64
 
 
+@pytest.mark.parametrize("position", [1, 2047, 2048, 2049, 4096, 4999])
+def test_release_and_close_in_a_window_of_many(tmp_path: Path, position: int) -> None:
+    path = tmp_path / "tensors.pt"
+    torch.save({f"k{i}": torch.full((100,), i) for i in range(5000)}, path)
+    state_dict = load_mapped(path)
+    items = stream(state_dict, 16)
+    for i, (_, key, val) in enumerate(items, 1):
+        assert (val == int(key[1:])).all()
+        if i == position:
+            items.release()
+            assert resident_of(path).clean_bytes == 0
+            assert items.stats().tensors_yielded == i
+    assert i == 5000
+    assert items.stats().windows_entered == 2
+    assert resident_of(path).clean_bytes == 0
+    items = stream(state_dict, 16)
+    for _ in range(position):
+        next(items)[2].sum()
+    items.close()
+    assert items.stats().tensors_yielded == position
+    assert list(items) == []
+    assert resident_of(path).clean_bytes == 0
+
+
 def test_kept_tensors_stay_valid(large_checkpoint: Path) -> None:
     kept = [val for _, _, val in stream(load_mapped(large_checkpoint), 8)]
     for i, val in enumerate(kept):
         assert (val == i).all()
+
+
+def test_replaced_tensors_of_a_window_of_many_are_let_go() -> None:
+    weights = {f"w{i}": torch.ones(1) for i in range(10_000)}
+    alive = [weakref.ref(val) for val in weights.values()]
+    for i, (obj, key, val) in enumerate(stream(weights)):
+        obj[key] = val.to(torch.bfloat16)
+        del val
+        if i % 1000 == 999:
+            assert sum(ref() is not None for ref in alive) <= len(alive) - i + 2048
 
 
 def test_replaced_tensors_are_let_go() -> None:

@@ -46,7 +46,7 @@ std::unique_ptr<ResultMemory::Block> ResultMemory::take(
 void ResultMemory::give_back(void* context) noexcept {
   // Freed last, and outside the lock; so is what has to go for it.
   std::unique_ptr<Block> block(static_cast<Block*>(context));
-  std::vector<std::unique_ptr<Block>> dropped;
+  Blocks dropped;
   const std::shared_ptr<ResultMemory> owner = std::move(block->owner);
   const std::lock_guard lock(owner->mutex_);
   const size_t most_bytes = owner->most_free_bytes_;
@@ -66,12 +66,19 @@ void ResultMemory::give_back(void* context) noexcept {
   }
 }
 
-void ResultMemory::close() noexcept {
-  std::vector<std::unique_ptr<Block>> dropped;
+void ResultMemory::clear() noexcept {
+  Blocks dropped;  // outside the lock
   const std::lock_guard lock(mutex_);
-  most_free_bytes_ = 0;
   free_bytes_ = 0;
   std::swap(dropped, free_);
+}
+
+void ResultMemory::close() noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    most_free_bytes_ = 0;
+  }
+  clear();
 }
 
 }  // namespace ckpt_streamer::ops

@@ -28,6 +28,9 @@ class ResultMemory final : public std::enable_shared_from_this<ResultMemory> {
   // THROWS: what the CPU allocator does.
   [[nodiscard]] c10::Storage make(size_t size_bytes);
 
+  // Lets go of what nobody uses.
+  void clear() noexcept;
+
   // Keeps nothing from now on.
   void close() noexcept;
 
@@ -39,13 +42,15 @@ class ResultMemory final : public std::enable_shared_from_this<ResultMemory> {
     std::shared_ptr<ResultMemory> owner;  // null while it is free
   };
 
+  using Blocks = std::vector<std::unique_ptr<Block>>;
+
   static void give_back(void* block) noexcept;
   [[nodiscard]] std::unique_ptr<Block> take(size_t size_bytes) noexcept;
 
   std::mutex mutex_;
   size_t most_free_bytes_;
   size_t free_bytes_ = 0;
-  std::vector<std::unique_ptr<Block>> free_;
+  Blocks free_;
 };
 
 }  // namespace ckpt_streamer::ops

@@ -31,15 +31,30 @@ ByteRange strided_span(const at::Tensor& tensor, const ByteRange& storage) {
     return {};
   }
   const auto item_size = static_cast<uint64_t>(tensor.element_size());
+  const c10::IntArrayRef sizes = tensor.sizes();
+  const c10::IntArrayRef strides = tensor.strides();
   uint64_t last_element = 0;
-  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
-    last_element += static_cast<uint64_t>(tensor.size(dim) - 1) *
-                    static_cast<uint64_t>(tensor.stride(dim));
+  for (size_t dim = 0; dim < sizes.size(); ++dim) {
+    last_element += static_cast<uint64_t>(sizes[dim] - 1) *
+                    static_cast<uint64_t>(strides[dim]);
   }
   const uint64_t begin =
       storage.begin +
       static_cast<uint64_t>(tensor.storage_offset()) * item_size;
   return intersect({begin, begin + (last_element + 1) * item_size}, storage);
+}
+
+template <typename T>
+void fetch(const T* object) noexcept {
+  constexpr size_t kCacheLineBytes = 64;
+  if (object == nullptr) {
+    return;
+  }
+  const auto* const bytes = reinterpret_cast<const char*>(object);
+  for (size_t at = 0; at < sizeof(T); at += kCacheLineBytes) {
+    __builtin_prefetch(bytes + at);
+  }
+  __builtin_prefetch(bytes + sizeof(T) - 1);
 }
 
 // A sparse tensor's components come from one file side by side: the range over
@@ -52,10 +67,7 @@ ByteRange sparse_span(const at::Tensor& tensor) {
     if (span.empty()) {
       continue;
     }
-    hull = hull.empty() ? span
-                        : ByteRange{
-                              std::min(hull.begin, span.begin),
-                              std::max(hull.end, span.end)};
+    hull = hull_of(hull, span);
     component_bytes += span.size_bytes();
   }
   constexpr uint64_t kLargestGapBytes = 65536;
@@ -97,6 +109,13 @@ TensorMemory memory_of(const at::Tensor& tensor) {
   }
   const ByteRange span = strided_span(tensor, storage);
   return span.empty() ? TensorMemory{} : TensorMemory{storage.begin, span};
+}
+
+// To refer to the tensor, its first cache line was read; it says which storage.
+void fetch_objects_of(const at::Tensor& tensor) noexcept {
+  const c10::TensorImpl* const impl = tensor.unsafeGetTensorImpl();
+  fetch(impl);
+  fetch(impl->unsafe_storage().unsafeGetStorageImpl());
 }
 
 std::vector<size_t> stream_order(std::span<const TensorMemory> memory) {

@@ -48,6 +48,10 @@ struct ContiguousElements {
 // materialised.
 [[nodiscard]] TensorMemory memory_of(const at::Tensor& tensor);
 
+// Has the objects that memory_of() reads for the tensor fetched into the
+// processor's cache meanwhile: of many tensors, it has few.
+void fetch_objects_of(const at::Tensor& tensor) noexcept;
+
 // The dense tensors that hold a sparse tensor's memory; none for other layouts.
 [[nodiscard]] std::vector<at::Tensor> sparse_components(
     const at::Tensor& tensor);

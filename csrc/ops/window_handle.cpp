@@ -23,15 +23,39 @@ stream::Bounds without(uint64_t bytes, stream::Bounds bounds) {
   return bounds;
 }
 
-// The part of a limit that is kept for converted tensors on their way to
+// What is most likely to be in a cache still when it is used again.
+constexpr uint64_t kCachedBytes = uint64_t{4} << 20;
+
+// The part of a limit that is left for converted tensors on their way to
 // Python: a lot of them that fits a cache and costs each next to nothing of a
 // call.
-uint64_t lot_bytes(
-    uint64_t memory_limit_bytes,
-    const std::optional<at::ScalarType>& dtype) {
-  constexpr uint64_t kLargestLotBytes = uint64_t{4} << 20;
-  return dtype.has_value() ? std::min(kLargestLotBytes, memory_limit_bytes / 16)
-                           : 0;
+uint64_t lot_bytes(const stream::Bounds& bounds) {
+  return std::min(kCachedBytes, bounds.memory_limit_bytes / 16);
+}
+
+// That for memory of large results that are gone, until the next is made there:
+// where tensors are large, enough for one of half a small limit in half its
+// bytes. What windows need to be exact (plan/window.h), and what streams of a
+// budget need to begin, is not taken for it.
+uint64_t kept_bytes(
+    const stream::Bounds& bounds,
+    std::span<const ByteRange> spans) {
+  constexpr uint64_t kLargeBytes = uint64_t{1} << 20;
+  constexpr uint64_t kWindowBytes = uint64_t{4} << 20;
+  const uint64_t limit_bytes = bounds.memory_limit_bytes;
+  const uint64_t lot = lot_bytes(bounds);
+  const bool has_large =
+      std::any_of(spans.begin(), spans.end(), [](const ByteRange& span) {
+        return span.size_bytes() >= kLargeBytes;
+      });
+  if (!has_large || bounds.budget != nullptr ||
+      limit_bytes < kWindowBytes + lot + kLargeBytes) {
+    return lot;
+  }
+  return std::max(
+      lot,
+      std::min(
+          {kCachedBytes, limit_bytes / 4, limit_bytes - kWindowBytes - lot}));
 }
 
 bool is_left_to_caller(
@@ -48,7 +72,10 @@ at::Tensor int64_tensor(size_t size) {
 }  // namespace
 
 WindowHandle::WindowHandle(const stream::Bounds& bounds)
-    : bounds_(bounds), conversion_(std::nullopt) {}
+    : bounds_(bounds),
+      lot_bytes_(0),
+      kept_bytes_(0),
+      conversion_(std::nullopt) {}
 
 WindowHandle::WindowHandle(
     const stream::Bounds& bounds,
@@ -58,17 +85,16 @@ WindowHandle::WindowHandle(
     : bounds_(bounds),
       checkpoint_(std::move(checkpoint)),
       dtype_(dtype),
+      lot_bytes_(dtype.has_value() ? lot_bytes(bounds_) : 0),
+      kept_bytes_(dtype.has_value() ? kept_bytes(bounds_, spans) : 0),
       result_memory_(
-          dtype.has_value() ? std::make_shared<ResultMemory>(
-                                  lot_bytes(bounds_.memory_limit_bytes, dtype))
+          dtype.has_value() ? std::make_shared<ResultMemory>(kept_bytes_)
                             : nullptr),
       conversion_(dtype, result_memory_),
       streamer_(
           std::make_unique<stream::WindowStreamer>(
               std::move(spans),
-              without(
-                  2 * lot_bytes(bounds_.memory_limit_bytes, dtype),
-                  bounds_),
+              without(lot_bytes_ + kept_bytes_, bounds_),
               other_threads())),
       is_planned_(true) {}
 
@@ -86,7 +112,11 @@ c10::intrusive_ptr<Lot> WindowHandle::add(c10::List<at::Tensor> tensors) {
   TORCH_CHECK(!is_planned_, "the windows are planned already");
   auto lot = c10::make_intrusive<Lot>(std::move(tensors));
   const c10::List<at::Tensor>& given = lot->tensors;
+  constexpr size_t kFetchedAhead = 8;
   for (size_t i = 0; i < given.size(); ++i) {
+    if (i + kFetchedAhead < given.size()) {
+      fetch_objects_of(given[i + kFetchedAhead]);
+    }
     const at::Tensor& tensor = given[i];
     memory_.push_back(memory_of(tensor));
     holders_.add(tensor, memory_.back().span);
@@ -213,13 +243,12 @@ std::tuple<c10::List<at::Tensor>, c10::List<bool>> WindowHandle::converted(
         elements_at) {
   const std::lock_guard lock(mutex_);
   stream::WindowStreamer& streamer = open_streamer();
-  const uint64_t most_bytes = lot_bytes(bounds_.memory_limit_bytes, dtype_);
   uint64_t bytes = 0;
   c10::List<at::Tensor> lot;
   c10::List<bool> is_left;
   const auto takes = [&](int64_t element_count) {
     bytes += static_cast<uint64_t>(element_count) * c10::elementSize(*dtype_);
-    return bytes <= most_bytes || lot.empty();
+    return bytes <= lot_bytes_ || lot.empty();
   };
   for (size_t position = begin; position < end; ++position) {
     const auto elements =
@@ -313,6 +342,9 @@ void WindowHandle::release() {
   const std::lock_guard lock(mutex_);
   if (streamer_ != nullptr) {
     open_streamer().release();
+    if (result_memory_ != nullptr) {
+      result_memory_->clear();
+    }
     warn_if_not_held();
   }
 }

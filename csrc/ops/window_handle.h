@@ -45,8 +45,8 @@ class WindowHandle final : public torch::CustomClassHolder {
   explicit WindowHandle(const stream::Bounds& bounds);
   // Planned already. `spans`: the addresses of the tensors' elements in that
   // order, in the mappings of `checkpoint`, which is held until close(). With a
-  // dtype, a part of the limit is kept for what converted() makes, and as much
-  // for memory that such results have left.
+  // dtype, a part of the limit is left for what converted() makes, and for
+  // memory that such results have left.
   // THROWS: c10::ValueError for a dtype that Conversion refuses,
   // CheckpointError as stream::WindowStreamer.
   WindowHandle(
@@ -155,6 +155,9 @@ class WindowHandle final : public torch::CustomClassHolder {
   const stream::Bounds bounds_;
   std::shared_ptr<const CheckpointTensors> checkpoint_;  // null without files
   const std::optional<at::ScalarType> dtype_;
+  // 0 without a dtype:
+  const uint64_t lot_bytes_;   // of what converted() makes at once
+  const uint64_t kept_bytes_;  // of memory for large results, while unused
   const std::shared_ptr<ResultMemory> result_memory_;  // null without a dtype
   Conversion conversion_;
   // Of the tensors as they were added.

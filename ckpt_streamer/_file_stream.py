@@ -43,7 +43,7 @@ class FileState(State):
         self._slots = slots
         self._dtype = dtype
 
-    def lots(self, window: int, begin: int, end: int) -> Iterator[Iterator[Any]]:
+    def lots(self, window: int, begin: int, end: int) -> Iterator[None]:
         while begin < end and not self.is_closed:
             if self.was_released:
                 self.enter(window)  # a conversion reads before it is asked for
@@ -55,15 +55,16 @@ class FileState(State):
                 if is_left:
                     # No method of this: see State.
                     finish = partial(_converted_row, self.handle.convert)
-                    yield self.put_out_unfinished(
+                    self.put_out_unfinished(
                         lot_end, tensors, is_left, *beside, finish=finish
                     )
                 else:
-                    yield self.put_out_owned(lot_end, tensors, *beside)
+                    self.put_out_owned(lot_end, tensors, *beside)
             else:
                 tensors = self._slots.tensors(begin, lot_end)
                 beside = self._beside(begin, lot_end)
-                yield self.put_out(lot_end, tensors, *beside)
+                self.put_out(lot_end, tensors, *beside)
+            yield
             begin = lot_end
 
     @abstractmethod

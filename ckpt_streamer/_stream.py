@@ -154,10 +154,10 @@ class _MemoryState(State):
             self._slots.permute(order)
         super().__init__(handle, len(self._slots.tensors))
 
-    def lots(self, _: int, begin: int, end: int) -> Iterator[Iterator[StreamItem]]:
-        """Iterate over a window's slots, and forget them here.
+    def lots(self, _: int, begin: int, end: int) -> Iterator[None]:
+        """Put out a window's slots, and forget them here, lot by lot.
 
-        A tensor that the caller replaces must not live on past its window.
+        A tensor that the caller replaces must not live on past its lot.
         """
         slots = self._slots
         while begin < end and not self.is_closed:
@@ -165,7 +165,8 @@ class _MemoryState(State):
             containers, keys = slots.containers[lot], slots.keys[lot]
             tensors = slots.tensors[lot]
             slots.keys[lot] = slots.tensors[lot] = [None] * len(tensors)
-            yield self.put_out(lot.stop, tensors, containers, keys)
+            self.put_out(lot.stop, tensors, containers, keys)
+            yield
             begin = lot.stop
 
     def close(self) -> None:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from ckpt_streamer import _ops
 
 
-class _Taken:
-    """What is left of a list that is taken from its end."""
+class _Rest:
+    """What is left of lists that are taken from their ends, and of iterators."""
 
-    def __init__(self, values: list[Any]) -> None:
-        self._values = values
+    def __init__(self, *parts: list[Any] | Iterator[Any] | _Rest) -> None:
+        self._parts = parts
 
     def __length_hint__(self) -> int:
-        return len(self._values)
+        return sum(map(length_hint, self._parts))
 
 
 class _Finished(Iterator[Any]):
@@ -36,23 +36,25 @@ class _Finished(Iterator[Any]):
     def __init__(
         self, rows: list[tuple[Any, ...]], finish: Callable[[tuple[Any, ...]], Any]
     ) -> None:
-        self._rows = rows
+        self.rows = rows
         self.finish = finish
+        self.is_over = False
 
     def __next__(self) -> Any:
-        rows = self._rows
-        if not rows:
+        rows = self.rows
+        if self.is_over or not rows:
             raise StopIteration
-        item = self.finish(rows[-1])
+        try:
+            item = self.finish(rows[-1])
+        except Exception:
+            if self.is_over:  # it comes again, or the stream was closed meanwhile
+                raise StopIteration from None
+            raise
+        if not rows:  # closed
+            raise StopIteration
         # Neither of these two is a place where Python looks for signals.
         del rows[-1]
         return item
-
-    def take_rows(self) -> list[tuple[Any, ...]]:
-        """Take what is to come, in its order; this is at its end then."""
-        rows = self._rows[::-1]
-        self._rows.clear()
-        return rows
 
 
 class State(ABC):
@@ -69,17 +71,21 @@ class State(ABC):
         self._final_count: int | None = None
         self._is_ended = False
         self.was_released = False  # since the last window was entered
-        # Of the lot that is out: where it ends, its lists, and what of it is
-        # still to come. They change together: any thread may release.
+        # Of the lot that is out: where it ends, its lists, what of it is held
+        # back, and what is still to come. They change together, and with windows:
+        # any thread may release or close. What they let go of may run anybody's
+        # code, and is let go of after the lock.
         self._lock = RLock()
         self._lot_end = 0
         self._lists: tuple[list[Any], ...] = ()
-        self._rest: Iterator[Any] | _Taken = iter(())
+        self._held: list[Any] = []
+        self._rest: Iterator[Any] | _Rest = iter(())
         self._items: Iterator[Any] = iter(())
 
     @property
     def yielded_count(self) -> int:
-        return self._lot_end - length_hint(self._rest)
+        with self._lock:
+            return self._lot_end - length_hint(self._rest)
 
     @property
     def is_in_mid_lot(self) -> bool:
@@ -88,20 +94,21 @@ class State(ABC):
 
     def enter(self, window: int) -> int:
         """Make a window live, and return its end."""
-        # In this order: another thread may release meanwhile.
-        self.was_released = False
-        return self.handle.enter(window)
+        with self._lock:
+            self.was_released = False
+            return self.handle.enter(window)
 
     @abstractmethod
-    def lots(self, window: int, begin: int, end: int) -> Iterator[Iterator[Any]]:
-        """Yield the items of a window, one lot after the other, by put_out()."""
+    def lots(self, window: int, begin: int, end: int) -> Iterator[None]:
+        """Put out a window lot by lot, yielding at each; take_rest() has its items."""
 
     def put_out(
         self, end: int, tensors: list[Tensor], *beside: list[Any] | repeat[Any]
-    ) -> Iterator[Any]:
-        """Iterate over the lot that ends at a position; the lists are given up."""
+    ) -> None:
+        """Put out the lot that ends at a position; the lists are given up."""
         rest = iter(tensors)
-        return self._put_out(end, tensors, rest, rest, beside)
+        items = zip(*beside, rest, strict=False)
+        self._put_out(end, items, rest, tensors, *beside)
 
     def put_out_unfinished(
         self,
@@ -109,52 +116,42 @@ class State(ABC):
         tensors: list[Tensor],
         *beside: list[Any] | repeat[Any],
         finish: Callable[[tuple[Any, ...]], Any],
-    ) -> Iterator[Any]:
+    ) -> None:
         """Do what :meth:`put_out_owned` does, but make each item by a call.
 
         Of what is beside each tensor, and the tensor. What a call does not return
         from, as for Ctrl-C, is to come again.
         """
         rows = list(zip(*beside, tensors, strict=False))
-        with self._lock:
-            self._lot_end = end
-            return self._put_out_rows(rows, finish)
-
-    def _put_out_rows(
-        self, rows: list[Any], finish: Callable[[tuple[Any, ...]], Any]
-    ) -> Iterator[Any]:
         rows.reverse()
-        self._lists = (rows,)
-        self._rest = _Taken(rows)
-        self._items = _Finished(rows, finish)
-        return self._items
+        self._put_out(end, _Finished(rows, finish), _Rest(rows), rows)
 
     def put_out_owned(
         self, end: int, tensors: list[Tensor], *beside: list[Any] | repeat[Any]
-    ) -> Iterator[Any]:
+    ) -> None:
         """Do that, and let go of each tensor as it goes: they own their memory."""
         tensors.reverse()
         pops = starmap(tensors.pop, repeat((), len(tensors)))
-        return self._put_out(end, tensors, pops, _Taken(tensors), beside)
+        items = zip(*beside, pops, strict=False)
+        self._put_out(end, items, _Rest(tensors), tensors, *beside)
 
     def _put_out(
         self,
         end: int,
-        tensors: list[Tensor],
-        iterator: Iterator[Tensor],
-        rest: Iterator[Tensor] | _Taken,
-        beside: tuple[list[Any] | repeat[Any], ...],
-    ) -> Iterator[Any]:
-        items = zip(*beside, iterator, strict=False)
+        items: Iterator[Any],
+        rest: Iterator[Any] | _Rest,
+        *lists: list[Any] | repeat[Any],
+    ) -> None:
         with self._lock:
+            if self.is_closed:
+                return
+            before = self._lists, self._held, self._items
             self._lot_end = end
-            self._lists = (
-                *(each for each in beside if isinstance(each, list)),
-                tensors,
-            )
+            self._lists = tuple([each for each in lists if isinstance(each, list)])
+            self._held = []
             self._rest = rest
             self._items = items
-        return items
+        del before
 
     def check_unchanged(self) -> None:
         """Raise a ValueError if what was streamed has been written to meanwhile."""
@@ -164,26 +161,49 @@ class State(ABC):
     def release(self) -> None:
         """Give back all pages; what is to come of the lot is held back."""
         with self._lock:
-            if isinstance(self._items, _Finished):
-                self._put_out_rows(self._items.take_rows(), self._items.finish)
-            else:
-                rest = list(self._items)
-                self._lists = (rest,)
-                self._rest = self._items = iter(rest)
-            self.was_released = True
-        self.handle.release()
+            before = self._held, self._items
+            self._hold_back()
+            self.handle.release()
+        del before
 
-    def take_rest(self) -> Iterator[Any] | None:
-        """Iterate over what was held back, if anything was."""
+    def _hold_back(self) -> None:
+        """End the iterator that is out; take_rest() has what was to come of it.
+
+        Nothing is lost where Ctrl-C ends this, nor where the garbage collector
+        runs a finaliser that does the same.
+        """
+        self.was_released = True
+        out = self._items
+        if isinstance(out, _Finished):
+            # What is being made still comes from there, if the call returns.
+            self._items = _Finished(out.rows, out.finish)
+            out.is_over = True
+        else:
+            held: list[Any] = []
+            rest = iter(held)
+            self._rest = _Rest(rest, self._rest)
+            items = self._items = chain(rest, out)
+            held.extend(out)  # at once for other threads, as it runs in C
+            if self._items is items:
+                self._held, self._rest, self._items = held, rest, rest
+
+    def take_rest(self, window: int) -> Iterator[Any] | None:
+        """Iterate over what is to come of the lot, if anything is."""
         with self._lock:
+            # A handler of a signal may release in enter().
+            while self.was_released and length_hint(self._rest):
+                if self.is_closed:
+                    return None
+                self.enter(window)
             return self._items if length_hint(self._rest) else None
 
     def stats(self) -> StreamStats:
         """See TensorStream.stats()."""
+        yielded_count = self.yielded_count
         return StreamStats(
             tensors=self.tensor_count,
-            tensors_yielded=self.yielded_count,
-            **self.handle.stats(self.yielded_count),
+            tensors_yielded=yielded_count,
+            **self.handle.stats(yielded_count),
             not_held=self.handle.not_held() or None,
             notes=self.handle.notes() or None,
         )
@@ -193,13 +213,16 @@ class State(ABC):
             return
         # Ctrl-C may end this anywhere; the next call goes on from there.
         self.is_closed = True
-        if self._final_count is None:
-            self._final_count = self.yielded_count
+        with self._lock:
+            if self._final_count is None:
+                self._hold_back()
+                self._final_count = self.yielded_count
         self.handle.close(self._final_count)
         # The iterators over these lists end here, also in mid-window.
-        for each in self._lists:
+        for each in (*self._lists, self._held):
             each.clear()
-        self._lot_end, self._rest = self._final_count, iter(())
+        with self._lock:
+            self._lot_end, self._rest = self._final_count, iter(())
         self._is_ended = True
 
 
@@ -227,13 +250,9 @@ def _lots_of_windows(state: State) -> Iterator[Iterator[Any]]:
         if begin == state.tensor_count:
             break
         end = state.enter(window)
-        for items in state.lots(window, begin, end):
-            if state.was_released:  # between two lots
-                state.enter(window)
-            yield items
-            while (rest := state.take_rest()) is not None:
-                state.enter(window)  # after a release in mid-lot
-                yield rest
+        for _ in state.lots(window, begin, end):
+            while (items := state.take_rest(window)) is not None:
+                yield items
         begin = end
     state.check_unchanged()
 

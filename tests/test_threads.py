@@ -23,7 +23,7 @@ from mapped_checkpoints import MIB, load_mapped, make_cold, resident_of
 from torch import Tensor
 
 import ckpt_streamer
-from ckpt_streamer import Stream, stream
+from ckpt_streamer import Stream, _file_stream, _windows, stream
 
 SHAPE = (64, 1024)  # 256 KiB
 COUNT = 128
@@ -226,38 +226,43 @@ def test_releasing_from_another_thread(path: Path) -> None:
     assert resident_of(path).clean_bytes == 0
 
 
-@pytest.mark.parametrize(
-    ("make_source", "module", "dtype"),
-    [
-        (Path, "_file_stream", None),
-        (Path, "_file_stream", torch.bfloat16),
-        (load_mapped, "_stream", None),
-    ],
-)
-def test_releasing_between_lots(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    make_source: Callable[[Path], Any],
-    module: str,
-    dtype: torch.dtype | None,
-) -> None:
-    """Threads change at every few steps of Python, and lots end at every third."""
+SMALL, LARGE = 1024, MIB // 2  # elements
+KINDS_OF_LOTS = [
+    (Path, "_file_stream", SMALL, None),
+    (Path, "_file_stream", SMALL, torch.bfloat16),
+    (Path, "_file_stream", LARGE, torch.bfloat16),
+    (load_mapped, "_stream", SMALL, None),
+]
+
+
+@pytest.fixture(params=KINDS_OF_LOTS)
+def make_stream(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Stream]:
+    """Make streams whose lots end at every third tensor, in several windows."""
+    make_source, module, elements, dtype = request.param
     monkeypatch.setattr(f"ckpt_streamer.{module}._LOT", 3)
     path = tmp_path / "tensors.pt"
-    torch.save({f"w{i}": torch.ones(1024) for i in range(COUNT)}, path)
+    torch.save({f"w{i}": torch.ones(elements) for i in range(20)}, path)
     source = make_source(path)
-    for _ in range(10):
-        items = stream(source, LIMIT_MB, dtype=dtype)
+    return lambda: stream(source, LIMIT_MB, dtype=dtype)
+
+
+def test_releasing_while_threads_change_often(
+    make_stream: Callable[[], Stream],
+) -> None:
+    for _ in range(4):
+        items = make_stream()
         is_over = threading.Event()
 
         def read(items: Stream = items, is_over: threading.Event = is_over) -> None:
             try:
                 for i, (_, name, _) in enumerate(items):
                     assert name == f"w{i}"
-                    assert i < items.stats().tensors_yielded <= COUNT
+                    assert i < items.stats().tensors_yielded <= 20
             finally:
                 is_over.set()
-            assert i == COUNT - 1
+            assert i == 19
 
         def release(items: Stream = items, is_over: threading.Event = is_over) -> None:
             while not is_over.is_set():
@@ -269,6 +274,48 @@ def test_releasing_between_lots(
             in_threads(read, release)
         finally:
             sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("way", ["release", "close"])
+@pytest.mark.parametrize("is_before", [True, False])
+@pytest.mark.parametrize("step", ["enter", "_put_out", "take_rest", "convert"])
+def test_releasing_and_closing_between_two_steps(
+    make_stream: Callable[[], Stream],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    way: str,
+    is_before: bool,
+    step: str,
+) -> None:
+    """Another thread does it, or within a window's beginning, as a handler would."""
+    owner = _file_stream if step == "convert" else _windows.State
+    name = "_converted_row" if step == "convert" else step
+    take_step = getattr(owner, name)
+    calls = 0
+
+    def interrupt() -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 2 == 0:
+            act = getattr(items, way)
+            act() if step == "enter" else in_threads(act)
+
+    def take_step_interrupted(*arguments: Any) -> Any:
+        if is_before:
+            interrupt()
+        result = take_step(*arguments)
+        if not is_before:
+            interrupt()
+        return result
+
+    monkeypatch.setattr(owner, name, take_step_interrupted)
+    items = make_stream()
+    names = [name for _, name, _ in items]
+    assert names == [f"w{i}" for i in range(len(names))]
+    assert items.stats().tensors_yielded == len(names)
+    if way == "release" or calls < 2:
+        assert len(names) == 20
+    assert resident_of(tmp_path / "tensors.pt").clean_bytes == 0
 
 
 def test_closing_while_another_thread_reads_and_writes(path: Path) -> None:

@@ -311,7 +311,8 @@ c10::intrusive_ptr<WindowHandle> CheckpointHandle::lookups() {
           bounds_,
           checkpoint_,
           std::move(spans),
-          std::nullopt);
+          /*dtype=*/std::nullopt,
+          /*makes_large_results=*/false);
     });
   }
   return lookups_;

@@ -10,6 +10,7 @@
 #include "format/slot_names.h"
 #include "ops/errors.h"
 #include "ops/node_values.h"
+#include "ops/scalar_types.h"
 #include "os/heap.h"
 
 namespace ckpt_streamer::ops {
@@ -206,17 +207,29 @@ c10::intrusive_ptr<WindowHandle> SlotList::windows(
     const OptionalBudget& budget) const {
   const stream::Bounds bounds =
       checked_bounds(memory_limit_bytes, drop_page_cache, budget);
-  std::vector<ByteRange> spans;
-  spans.reserve(slots_.size());
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    spans.push_back(checkpoint_->span(slot(i).tensor_index));
-  }
   return with_torch_errors([&] {
+    const Conversion conversion(dtype);
+    bool makes_large_results = false;
+    std::vector<ByteRange> spans;
+    spans.reserve(slots_.size());
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      const uint32_t tensor_index = slot(i).tensor_index;
+      spans.push_back(checkpoint_->span(tensor_index));
+      const format::DType source = index().tensors[tensor_index].dtype;
+      makes_large_results =
+          makes_large_results ||
+          (conversion.changes(scalar_type_of(source)) &&
+           is_large(
+               static_cast<int64_t>(
+                   spans.back().size_bytes() / format::item_size_bytes(source)),
+               *dtype));
+    }
     return c10::make_intrusive<WindowHandle>(
         bounds,
         checkpoint_,
         std::move(spans),
-        dtype);
+        dtype,
+        makes_large_results);
   });
 }
 

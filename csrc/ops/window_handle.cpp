@@ -33,29 +33,21 @@ uint64_t lot_bytes(const stream::Bounds& bounds) {
   return std::min(kCachedBytes, bounds.memory_limit_bytes / 16);
 }
 
-// That for memory of large results that are gone, until the next is made there:
-// where tensors are large, enough for one of half a small limit in half its
-// bytes. What windows need to be exact (plan/window.h), and what streams of a
-// budget need to begin, is not taken for it.
-uint64_t kept_bytes(
-    const stream::Bounds& bounds,
-    std::span<const ByteRange> spans) {
-  constexpr uint64_t kLargeBytes = uint64_t{1} << 20;
-  constexpr uint64_t kWindowBytes = uint64_t{4} << 20;
+// That for memory of results that are gone, until the next is made there: where
+// results are large, enough for one of half a small limit in half its bytes.
+// What windows need for a limit to be exact, and what streams of a budget need
+// to begin, is not taken for it.
+uint64_t kept_bytes(const stream::Bounds& bounds, bool makes_large_results) {
   const uint64_t limit_bytes = bounds.memory_limit_bytes;
   const uint64_t lot = lot_bytes(bounds);
-  const bool has_large =
-      std::any_of(spans.begin(), spans.end(), [](const ByteRange& span) {
-        return span.size_bytes() >= kLargeBytes;
-      });
-  if (!has_large || bounds.budget != nullptr ||
-      limit_bytes < kWindowBytes + lot + kLargeBytes) {
+  const uint64_t needed_bytes = stream::MemoryBudget::least_bytes() + lot;
+  if (!makes_large_results || bounds.budget != nullptr ||
+      limit_bytes <= needed_bytes) {
     return lot;
   }
   return std::max(
       lot,
-      std::min(
-          {kCachedBytes, limit_bytes / 4, limit_bytes - kWindowBytes - lot}));
+      std::min({kCachedBytes, limit_bytes / 4, limit_bytes - needed_bytes}));
 }
 
 bool is_left_to_caller(
@@ -81,12 +73,14 @@ WindowHandle::WindowHandle(
     const stream::Bounds& bounds,
     std::shared_ptr<const CheckpointTensors> checkpoint,
     std::vector<ByteRange> spans,
-    std::optional<at::ScalarType> dtype)
+    std::optional<at::ScalarType> dtype,
+    bool makes_large_results)
     : bounds_(bounds),
       checkpoint_(std::move(checkpoint)),
       dtype_(dtype),
       lot_bytes_(dtype.has_value() ? lot_bytes(bounds_) : 0),
-      kept_bytes_(dtype.has_value() ? kept_bytes(bounds_, spans) : 0),
+      kept_bytes_(
+          dtype.has_value() ? kept_bytes(bounds_, makes_large_results) : 0),
       result_memory_(
           dtype.has_value() ? std::make_shared<ResultMemory>(kept_bytes_)
                             : nullptr),
@@ -296,6 +290,7 @@ std::tuple<c10::List<at::Tensor>, c10::List<bool>> WindowHandle::converted(
 
 at::Tensor WindowHandle::convert(const at::Tensor& tensor) {
   const std::lock_guard lock(mutex_);
+  check_open();
   return with_torch_errors([&] { return conversion_(tensor, /*begin=*/0); });
 }
 
@@ -341,10 +336,10 @@ int64_t WindowHandle::covered_bytes() const {
 void WindowHandle::release() {
   const std::lock_guard lock(mutex_);
   if (streamer_ != nullptr) {
-    open_streamer().release();
     if (result_memory_ != nullptr) {
       result_memory_->clear();
     }
+    open_streamer().release();
     warn_if_not_held();
   }
 }

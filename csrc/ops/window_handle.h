@@ -46,14 +46,15 @@ class WindowHandle final : public torch::CustomClassHolder {
   // Planned already. `spans`: the addresses of the tensors' elements in that
   // order, in the mappings of `checkpoint`, which is held until close(). With a
   // dtype, a part of the limit is left for what converted() makes, and for
-  // memory that such results have left.
+  // memory that such results have left: more if some are large (is_large()).
   // THROWS: c10::ValueError for a dtype that Conversion refuses,
   // CheckpointError as stream::WindowStreamer.
   WindowHandle(
       const stream::Bounds& bounds,
       std::shared_ptr<const CheckpointTensors> checkpoint,
       std::vector<ByteRange> spans,
-      std::optional<at::ScalarType> dtype);
+      std::optional<at::ScalarType> dtype,
+      bool makes_large_results);
   ~WindowHandle() override;
 
   // Adds tensors to the stream; c10::Error after plan(). Many are best added in
@@ -90,7 +91,7 @@ class WindowHandle final : public torch::CustomClassHolder {
 
   // The tensors at positions from `begin` on, in the window that was entered
   // last, in the dtype of the constructor (see Conversion): as many as the part
-  // of the limit that is kept for them takes, at least one. `elements_at`: as
+  // of the limit that is left for them takes, at least one. `elements_at`: as
   // Conversion::of_elements() takes them, of those that are tied to no other.
   // Of these, large ones are left as they are, for convert() when their turn
   // comes: one result at a time stays in the processor's caches. With the
@@ -103,7 +104,7 @@ class WindowHandle final : public torch::CustomClassHolder {
       const std::function<std::optional<ContiguousElements>(size_t)>&
           elements_at);
 
-  // One of those that converted() left.
+  // One of those that converted() left. c10::Error after close().
   at::Tensor convert(const at::Tensor& tensor);
 
   // As ops::read_part() of the tensor at a position.
@@ -125,7 +126,7 @@ class WindowHandle final : public torch::CustomClassHolder {
   // written to since it was opened.
   void check_unchanged() const;
 
-  // Drops all clean pages. Idempotent.
+  // Drops all clean pages, and memory that results have left. Idempotent.
   void release();
 
   // Releases and lets go of the storages; afterwards only release(), close(),
@@ -157,7 +158,7 @@ class WindowHandle final : public torch::CustomClassHolder {
   const std::optional<at::ScalarType> dtype_;
   // 0 without a dtype:
   const uint64_t lot_bytes_;   // of what converted() makes at once
-  const uint64_t kept_bytes_;  // of memory for large results, while unused
+  const uint64_t kept_bytes_;  // of memory that results have left
   const std::shared_ptr<ResultMemory> result_memory_;  // null without a dtype
   Conversion conversion_;
   // Of the tensors as they were added.

@@ -9,6 +9,7 @@ Memory: each way in a new process, sampled from outside each millisecond, in a m
 cgroup of its own where that can be had.
 
 Warm cases have the files in the page cache at each pass, cold ones nothing of them.
+Of large tensors, a warm pass follows one of the same process that does not count.
 With --minutes, what is not done by then goes on when the same command is given again.
 """
 
@@ -55,15 +56,32 @@ class Case:
     is_cold: bool = False
     rounds: int = 11
     memory_runs: int = 3
+    # Whether a pass that takes less than a second is made twice, and the second
+    # counts: where another process ran before, the first is up to twice as slow,
+    # by chance.
+    warms_up: bool = False
 
 
 LARGE = (256, MIB)
 HUGE = (1024, MIB)
 SMALL = (262_144, 1024)
 CASES = [
-    Case("large-warm", "1 GiB of 4 MiB tensors", *LARGE, (8, 64, 256, 1024)),
+    Case(
+        "large-warm",
+        "1 GiB of 4 MiB tensors",
+        *LARGE,
+        (8, 64, 256, 1024),
+        warms_up=True,
+    ),
     Case("large-cold", "1 GiB of 4 MiB tensors", *LARGE, (8, 64, 256, 1024), True),
-    Case("huge-warm", "4 GiB of 4 MiB tensors", *HUGE, (64, 1024), memory_runs=1),
+    Case(
+        "huge-warm",
+        "4 GiB of 4 MiB tensors",
+        *HUGE,
+        (64, 1024),
+        memory_runs=1,
+        warms_up=True,
+    ),
     Case("huge-cold", "4 GiB of 4 MiB tensors", *HUGE, (64, 1024), True, memory_runs=1),
     Case("small-warm", "1 GiB of 4 KiB tensors", *SMALL, (64,), memory_runs=1),
     Case("small-cold", "1 GiB of 4 KiB tensors", *SMALL, (64,), True, memory_runs=1),
@@ -71,7 +89,7 @@ CASES = [
 QUICK_LARGE = ("256 MiB of 4 MiB tensors", 64, MIB, (8,))
 QUICK_SMALL = ("64 MiB of 4 KiB tensors", 16_384, 1024, (16,))
 QUICK_CASES = [
-    Case("large-warm", *QUICK_LARGE, rounds=3, memory_runs=1),
+    Case("large-warm", *QUICK_LARGE, rounds=3, memory_runs=1, warms_up=True),
     Case("large-cold", *QUICK_LARGE, is_cold=True, rounds=3, memory_runs=0),
     Case("small-warm", *QUICK_SMALL, rounds=3, memory_runs=1),
 ]
@@ -263,6 +281,12 @@ class Measurement:
         return passes
 
     def _pass(self, entry: Entry) -> dict[str, float]:
+        seconds = self._single_pass(entry)
+        if self.case.warms_up and sum(seconds.values()) < 1:
+            return self._single_pass(entry)
+        return seconds
+
+    def _single_pass(self, entry: Entry) -> dict[str, float]:
         job = self._job(entry)
         if self.case.is_cold:
             make_cold(job.path)

@@ -216,7 +216,9 @@ def test_peers_are_measured_and_described(bench_folder: Path) -> None:
         quick=True,
         keep=True,
     )
-    case = peers.Case("small-warm", "tiny", 64, 1024, (8,), rounds=2, memory_runs=1)
+    case = peers.Case(
+        "small-warm", "tiny", 64, 1024, (8,), rounds=2, memory_runs=1, warms_up=True
+    )
     with peers.Workers(1) as workers:
         path = peers.measure_case(case, options, workers, None)
     result = json.loads(path.read_text())

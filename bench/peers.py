@@ -9,7 +9,8 @@ Memory: each way in a new process, sampled from outside each millisecond, in a m
 cgroup of its own where that can be had.
 
 Warm cases have the files in the page cache at each pass, cold ones nothing of them.
-Of large tensors, a warm pass follows one of the same process that does not count.
+Of large tensors, a warm pass of less than a second follows one of the same process
+that does not count.
 With --minutes, what is not done by then goes on when the same command is given again.
 """
 
@@ -56,9 +57,9 @@ class Case:
     is_cold: bool = False
     rounds: int = 11
     memory_runs: int = 3
-    # Whether a pass that takes less than a second is made twice, and the second
-    # counts: where another process ran before, the first is up to twice as slow,
-    # by chance.
+    # Whether a way whose pass takes less than a second makes two each time, of
+    # which the second counts: where another process ran before, the first is up
+    # to twice as slow, by chance.
     warms_up: bool = False
 
 
@@ -226,6 +227,7 @@ class Measurement:
         self._journal = journal
         self._workers = workers
         self._threads = threads
+        self._warmed_up: set[Entry] = set()
 
     def rows(self) -> list[dict[str, Any]]:
         rows = []
@@ -242,6 +244,8 @@ class Measurement:
                 )
             else:
                 able.append(entry)
+                if self.case.warms_up and found["seconds"] < 1:
+                    self._warmed_up.add(entry)
         passes = self._passes(able)
         rows += [self._time_row(entry, passes[entry]) for entry in able]
         for entry, peer in pairs_of(able):
@@ -259,13 +263,13 @@ class Measurement:
                 worker = self._workers.of(entry.way)
                 version = worker.version
                 worker.ask("pass", self._rehearsal(entry))
-            self._pass(entry)
+            seconds = sum(self._single_pass(entry).values())
         except CannotError as error:
             return {"why_not": str(error), "version": version}
         except (ImportError, RuntimeError) as error:  # of making the file
             return {"why_not": f"{type(error).__name__}: {error}", "version": version}
         assert job.path.exists()
-        return {"why_not": None, "version": version}
+        return {"why_not": None, "version": version, "seconds": seconds}
 
     def _passes(self, able: list[Entry]) -> dict[Entry, list[dict[str, float]]]:
         shuffle = random.Random(0)
@@ -281,10 +285,9 @@ class Measurement:
         return passes
 
     def _pass(self, entry: Entry) -> dict[str, float]:
-        seconds = self._single_pass(entry)
-        if self.case.warms_up and sum(seconds.values()) < 1:
-            return self._single_pass(entry)
-        return seconds
+        if entry in self._warmed_up:
+            self._single_pass(entry)
+        return self._single_pass(entry)
 
     def _single_pass(self, entry: Entry) -> dict[str, float]:
         job = self._job(entry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count, repeat, starmap
 from operator import length_hint
 from threading import Lock, RLock
@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from ckpt_streamer import _ops
 
 
+_SHARED = (
+    "two threads ask a stream for a tensor at once, expected one at a time: a stream "
+    "for each thread, or torch.ops.ckpt_streamer.open, whose next() any may call"
+)
+
+
 class _Rest:
-    """What is left of lists that are taken from their ends, and of iterators."""
+    """What is to come of several parts."""
 
     def __init__(self, *parts: list[Any] | Iterator[Any] | _Rest) -> None:
         self._parts = parts
@@ -30,31 +36,170 @@ class _Rest:
         return sum(map(length_hint, self._parts))
 
 
+class _Lot(ABC):
+    """Items that are put out together.
+
+    Wherever a thread stops in these methods, another one, a handler of a signal or
+    a finaliser finds nothing lost, and what was begun can be done again.
+    """
+
+    def __init__(self, end: int, rest: Iterator[Any] | _Rest) -> None:
+        self.end = end  # the position behind the last
+        self.rest = rest  # its length_hint() is how many are to come
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an item is being made."""
+        return False
+
+    @abstractmethod
+    def items(self) -> Iterator[Any]:
+        """Iterate over what is to come. Any iterator made before has ended."""
+
+    @abstractmethod
+    def successor(self) -> _Lot:
+        """Make a lot of what is to come; until take_over(), it comes here still."""
+
+    @abstractmethod
+    def take_over(self) -> None:
+        """End the iterator over the lot that this is the successor of."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """See to it that nothing more comes, after take_over()."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Let go of everything."""
+
+
+class _TensorLot(_Lot):
+    """Tensors, which come from an iterator, and what is beside each."""
+
+    def __init__(
+        self,
+        end: int,
+        tensors: list[Tensor],
+        source: Iterator[Tensor],
+        rest: Iterator[Any] | _Rest,
+        beside: Sequence[list[Any] | repeat[Any]],
+    ) -> None:
+        super().__init__(end, rest)
+        self._tensors = tensors
+        self._source = source
+        self._beside = beside
+        # Where it was put out, somebody may still hold these.
+        self._given: Sequence[list[Any] | repeat[Any]] = (tensors, *beside)
+        self._own = source, rest  # after take_over()
+        self._before: _TensorLot | None = None
+
+    def items(self) -> Iterator[Any]:
+        count = length_hint(self.rest)
+        self._beside = [
+            each[-count:] if isinstance(each, list) and len(each) != count else each
+            for each in self._beside
+        ]
+        return zip(*self._beside, self._source, strict=False)
+
+    def successor(self) -> _TensorLot:
+        held: list[Tensor] = []
+        taken = iter(held)
+        result = _TensorLot(self.end, held, taken, taken, self._beside)
+        result._given = self._given
+        result._before = self
+        result._source = chain(taken, self._source)
+        result.rest = _Rest(taken, self.rest)
+        return result
+
+    def take_over(self) -> None:
+        if self._before is not None:
+            # One step for everybody else: in C, and it makes no objects.
+            self._tensors.extend(self._before._source)
+            self._source, self.rest = self._own
+            self._before = None
+
+    def close(self) -> None:
+        """Do nothing: no iterator is out."""
+
+    def clear(self) -> None:
+        for each in (*self._given, *self._beside, self._tensors):
+            if isinstance(each, list):
+                each.clear()
+
+
 class _Finished(Iterator[Any]):
     """Takes rows from the end of a list, and makes an item of each."""
 
     def __init__(
         self, rows: list[tuple[Any, ...]], finish: Callable[[tuple[Any, ...]], Any]
     ) -> None:
-        self.rows = rows
-        self.finish = finish
+        self._rows = rows
+        self._finish = finish
+        self.is_busy = False
         self.is_over = False
+        self.is_closed = False
 
     def __next__(self) -> Any:
-        rows = self.rows
-        if self.is_over or not rows:
+        if self.is_over or not self._rows:
             raise StopIteration
+        if self.is_busy:
+            raise RuntimeError(_SHARED)
+        self.is_busy = True
         try:
-            item = self.finish(rows[-1])
-        except Exception:
-            if self.is_over:  # it comes again, or the stream was closed meanwhile
-                raise StopIteration from None
-            raise
-        if not rows:  # closed
-            raise StopIteration
-        # Neither of these two is a place where Python looks for signals.
-        del rows[-1]
-        return item
+            item = self._finish(self._rows[-1])
+            # Python looks at no signal and changes no thread from here on.
+            if not self.is_closed:
+                del self._rows[-1]
+                return item
+        except RuntimeError:  # as of what is called on closed handles
+            if not self.is_closed:
+                raise
+        finally:
+            self.is_busy = False
+        raise StopIteration
+
+
+class _RowLot(_Lot):
+    """Rows, of which an item each is made when its turn comes."""
+
+    def __init__(
+        self,
+        end: int,
+        rows: list[tuple[Any, ...]],
+        finish: Callable[[tuple[Any, ...]], Any],
+        out: _Finished | None = None,
+    ) -> None:
+        super().__init__(end, _Rest(rows))
+        self._rows = rows
+        self._finish = finish
+        self._out = out
+
+    @property
+    def is_busy(self) -> bool:
+        return self._out is not None and self._out.is_busy
+
+    def items(self) -> Iterator[Any]:
+        self._out = _Finished(self._rows, self._finish)
+        return self._out
+
+    def successor(self) -> _RowLot:
+        return _RowLot(self.end, self._rows, self._finish, self._out)
+
+    def take_over(self) -> None:
+        """Do it; an item that is being made still comes from there."""
+        if self._out is not None:
+            self._out.is_over = True
+
+    def close(self) -> None:
+        if self._out is not None:
+            self._out.is_closed = True
+
+    def clear(self) -> None:
+        self._rows.clear()
+
+
+def _no_item(_: tuple[Any, ...]) -> NoReturn:
+    raise AssertionError
 
 
 class State(ABC):
@@ -71,26 +216,26 @@ class State(ABC):
         self._final_count: int | None = None
         self._is_ended = False
         self.was_released = False  # since the last window was entered
-        # Of the lot that is out: where it ends, its lists, what of it is held
-        # back, and what is still to come. They change together, and with windows:
-        # any thread may release or close. What they let go of may run anybody's
-        # code, and is let go of after the lock.
+        # Around what changes the lot that is out and makes windows live: any
+        # thread may release or close. What a lot lets go of may run anybody's
+        # code, and is let go of after it.
         self._lock = RLock()
-        self._lot_end = 0
-        self._lists: tuple[list[Any], ...] = ()
-        self._held: list[Any] = []
-        self._rest: Iterator[Any] | _Rest = iter(())
-        self._items: Iterator[Any] = iter(())
+        self._lot: _Lot = _RowLot(0, [], _no_item)
 
     @property
     def yielded_count(self) -> int:
         with self._lock:
-            return self._lot_end - length_hint(self._rest)
+            if self._final_count is not None:
+                return self._final_count
+            lot = self._lot
+            return lot.end - length_hint(lot.rest)
 
     @property
     def is_in_mid_lot(self) -> bool:
         with self._lock:
-            return not self.was_released and length_hint(self._rest) > 0
+            return self._lot.is_busy or (
+                length_hint(self._lot.rest) > 0 and not self.was_released
+            )
 
     def enter(self, window: int) -> int:
         """Make a window live, and return its end."""
@@ -106,9 +251,19 @@ class State(ABC):
         self, end: int, tensors: list[Tensor], *beside: list[Any] | repeat[Any]
     ) -> None:
         """Put out the lot that ends at a position; the lists are given up."""
-        rest = iter(tensors)
-        items = zip(*beside, rest, strict=False)
-        self._put_out(end, items, rest, tensors, *beside)
+        source = iter(tensors)
+        self._put_out(_TensorLot(end, tensors, source, source, beside))
+
+    def put_out_owned(
+        self, end: int, tensors: list[Tensor], *beside: list[Any] | repeat[Any]
+    ) -> None:
+        """Do what :meth:`put_out` does, but let go of each tensor as it goes.
+
+        For those that own their memory.
+        """
+        tensors.reverse()
+        source = starmap(tensors.pop, repeat((), len(tensors)))
+        self._put_out(_TensorLot(end, tensors, source, _Rest(tensors), beside))
 
     def put_out_unfinished(
         self,
@@ -124,33 +279,11 @@ class State(ABC):
         """
         rows = list(zip(*beside, tensors, strict=False))
         rows.reverse()
-        self._put_out(end, _Finished(rows, finish), _Rest(rows), rows)
+        self._put_out(_RowLot(end, rows, finish))
 
-    def put_out_owned(
-        self, end: int, tensors: list[Tensor], *beside: list[Any] | repeat[Any]
-    ) -> None:
-        """Do that, and let go of each tensor as it goes: they own their memory."""
-        tensors.reverse()
-        pops = starmap(tensors.pop, repeat((), len(tensors)))
-        items = zip(*beside, pops, strict=False)
-        self._put_out(end, items, _Rest(tensors), tensors, *beside)
-
-    def _put_out(
-        self,
-        end: int,
-        items: Iterator[Any],
-        rest: Iterator[Any] | _Rest,
-        *lists: list[Any] | repeat[Any],
-    ) -> None:
+    def _put_out(self, lot: _Lot) -> None:
         with self._lock:
-            if self.is_closed:
-                return
-            before = self._lists, self._held, self._items
-            self._lot_end = end
-            self._lists = tuple([each for each in lists if isinstance(each, list)])
-            self._held = []
-            self._rest = rest
-            self._items = items
+            before, self._lot = self._lot, lot
         del before
 
     def check_unchanged(self) -> None:
@@ -161,41 +294,37 @@ class State(ABC):
     def release(self) -> None:
         """Give back all pages; what is to come of the lot is held back."""
         with self._lock:
-            before = self._held, self._items
-            self._hold_back()
+            before = self._lot
+            if self._final_count is None:
+                self._hold_back()
             self.handle.release()
         del before
 
     def _hold_back(self) -> None:
-        """End the iterator that is out; take_rest() has what was to come of it.
-
-        Nothing is lost where Ctrl-C ends this, nor where the garbage collector
-        runs a finaliser that does the same.
-        """
+        """End the iterator that is out: take_rest() has what was to come of it."""
         self.was_released = True
-        out = self._items
-        if isinstance(out, _Finished):
-            # What is being made still comes from there, if the call returns.
-            self._items = _Finished(out.rows, out.finish)
-            out.is_over = True
-        else:
-            held: list[Any] = []
-            rest = iter(held)
-            self._rest = _Rest(rest, self._rest)
-            items = self._items = chain(rest, out)
-            held.extend(out)  # at once for other threads, as it runs in C
-            if self._items is items:
-                self._held, self._rest, self._items = held, rest, rest
+        while True:
+            lot = self._lot
+            successor = lot.successor()
+            # From one to the other, no handler or finaliser does the same.
+            if self._lot is lot:
+                self._lot = successor
+                break
+        successor.take_over()
 
     def take_rest(self, window: int) -> Iterator[Any] | None:
         """Iterate over what is to come of the lot, if anything is."""
         with self._lock:
-            # A handler of a signal may release in enter().
-            while self.was_released and length_hint(self._rest):
-                if self.is_closed:
-                    return None
-                self.enter(window)
-            return self._items if length_hint(self._rest) else None
+            while not self.is_closed:
+                lot = self._lot
+                if not length_hint(lot.rest):
+                    if self._lot is lot:  # no handler has released meanwhile
+                        break
+                elif self.was_released:
+                    self.enter(window)
+                else:
+                    return lot.items()
+            return None
 
     def stats(self) -> StreamStats:
         """See TensorStream.stats()."""
@@ -209,21 +338,20 @@ class State(ABC):
         )
 
     def close(self) -> None:
-        if self._is_ended:
-            return
         # Ctrl-C may end this anywhere; the next call goes on from there.
         self.is_closed = True
-        with self._lock:
-            if self._final_count is None:
-                self._hold_back()
-                self._final_count = self.yielded_count
-        self.handle.close(self._final_count)
-        # The iterators over these lists end here, also in mid-window.
-        for each in (*self._lists, self._held):
-            each.clear()
-        with self._lock:
-            self._lot_end, self._rest = self._final_count, iter(())
-        self._is_ended = True
+        if not self._is_ended:
+            with self._lock:
+                before = self._lot
+                if self._final_count is None:
+                    self._hold_back()
+                    self._lot.close()
+                    self._final_count = self.yielded_count
+            del before
+            self.handle.close(self._final_count)
+            self._is_ended = True
+        # Also one that was put out meanwhile.
+        self._lot.clear()
 
 
 def windows(state: State) -> Iterator[Iterator[Any]]:
@@ -284,12 +412,6 @@ class _OneAtATime(Iterator[Iterator[Any]]):
         if self._is_shared:
             raise RuntimeError(_SHARED)
         return items
-
-
-_SHARED = (
-    "two threads ask a stream for a tensor at once, expected one at a time: a stream "
-    "for each thread, or torch.ops.ckpt_streamer.open, whose next() any may call"
-)
 
 
 ItemT = TypeVar("ItemT")

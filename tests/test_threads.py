@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import json
 import os
 import random
@@ -12,9 +13,11 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -23,7 +26,7 @@ from mapped_checkpoints import MIB, load_mapped, make_cold, resident_of
 from torch import Tensor
 
 import ckpt_streamer
-from ckpt_streamer import Stream, _file_stream, _windows, stream
+from ckpt_streamer import Stream, _file_stream, _stream, _windows, stream
 
 SHAPE = (64, 1024)  # 256 KiB
 COUNT = 128
@@ -198,6 +201,36 @@ def test_a_stream_that_two_threads_ask_at_once_is_an_error(path: Path) -> None:
     assert collisions > 0
 
 
+@pytest.mark.parametrize("released", [False, True])
+def test_a_thread_that_asks_while_an_item_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, released: bool
+) -> None:
+    """Of a tensor that is converted when its turn comes; also after a release."""
+    path = tmp_path / "tensors.pt"
+    torch.save({f"w{i}": torch.ones(MIB) for i in range(8)}, path)
+    items = stream(path, LIMIT_MB, dtype=torch.bfloat16)
+    convert = _file_stream._converted_row
+    calls = 0
+
+    def ask() -> None:
+        with pytest.raises(RuntimeError, match=r"^two threads ask a stream"):
+            next(items)
+
+    def convert_asked(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            if released:
+                items.release()
+            in_threads(ask)
+        return convert(*arguments)
+
+    monkeypatch.setattr(_file_stream, "_converted_row", convert_asked)
+    names = [name for _, name, _ in islice(items, 2)]
+    names += [name for _, name, _ in items]
+    assert names == [f"w{i}" for i in range(2 if released else 8)]
+
+
 def test_releasing_from_another_thread(path: Path) -> None:
     for _ in range(3):
         items = stream(path, LIMIT_MB, dtype=torch.bfloat16)
@@ -276,46 +309,91 @@ def test_releasing_while_threads_change_often(
             sys.setswitchinterval(before)
 
 
+# After these, the interpreter looks for signals and lets other threads run.
+SWITCHES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")
+
+
+def act_at(step: int, act: Callable[[], None], read: Callable[[], None]) -> bool:
+    """Act at that switch within the streams' Python while reading, if it comes."""
+    files = {_windows.__file__, _file_stream.__file__, _stream.__file__}
+    before: dict[FrameType, int] = {}  # the last instruction of each frame
+    switches = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal switches
+        if frame.f_code.co_filename not in files:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            last = before.get(frame)
+            before[frame] = frame.f_lasti
+            if last is not None:
+                name = dis.opname[frame.f_code.co_code[last]]
+                switches += name.startswith(SWITCHES)
+                if name.startswith(SWITCHES) and switches == step:
+                    act()
+        return trace
+
+    trace_before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        read()
+    finally:
+        sys.settrace(trace_before)
+    return switches >= step
+
+
 @pytest.mark.parametrize("way", ["release", "close"])
-@pytest.mark.parametrize("is_before", [True, False])
-@pytest.mark.parametrize("step", ["enter", "_put_out", "take_rest", "convert"])
-def test_releasing_and_closing_between_two_steps(
-    make_stream: Callable[[], Stream],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    way: str,
-    is_before: bool,
-    step: str,
+@pytest.mark.parametrize("who", ["handler", "thread"])
+def test_releasing_and_closing_at_any_step(
+    make_stream: Callable[[], Stream], tmp_path: Path, way: str, who: str
 ) -> None:
-    """Another thread does it, or within a window's beginning, as a handler would."""
-    owner = _file_stream if step == "convert" else _windows.State
-    name = "_converted_row" if step == "convert" else step
-    take_step = getattr(owner, name)
-    calls = 0
+    for step in count(1, 7):
+        items = make_stream()
+        names: list[str] = []
+        thread = threading.Thread(target=getattr(items, way))
 
-    def interrupt() -> None:
-        nonlocal calls
-        calls += 1
-        if calls % 2 == 0:
-            act = getattr(items, way)
-            act() if step == "enter" else in_threads(act)
+        def act(items: Stream = items, thread: threading.Thread = thread) -> None:
+            if who == "handler":
+                getattr(items, way)()
+            else:
+                thread.start()
+                thread.join(0.01)  # or until the reader lets go of a lock
 
-    def take_step_interrupted(*arguments: Any) -> Any:
-        if is_before:
-            interrupt()
-        result = take_step(*arguments)
-        if not is_before:
-            interrupt()
-        return result
+        def read(items: Stream = items, names: list[str] = names) -> None:
+            for _, name, _ in items:
+                names.append(name)
+                if len(names) in {5, 13}:
+                    items.release()
 
-    monkeypatch.setattr(owner, name, take_step_interrupted)
-    items = make_stream()
-    names = [name for _, name, _ in items]
-    assert names == [f"w{i}" for i in range(len(names))]
-    assert items.stats().tensors_yielded == len(names)
-    if way == "release" or calls < 2:
-        assert len(names) == 20
-    assert resident_of(tmp_path / "tensors.pt").clean_bytes == 0
+        acted = act_at(step, act, read)
+        if thread.ident is not None:
+            thread.join(SECONDS)
+        items.close()
+        assert names == [f"w{i}" for i in range(len(names))], step
+        assert items.stats().tensors_yielded == len(names), step
+        assert way == "close" or len(names) == 20, step
+        assert resident_of(tmp_path / "tensors.pt").clean_bytes == 0, step
+        if not acted:
+            break
+
+
+def test_ctrl_c_within_a_release_loses_nothing(
+    make_stream: Callable[[], Stream],
+) -> None:
+    for step in count(1):
+        items = make_stream()
+        names = [name for _, name, _ in islice(items, 4)]
+
+        def release(items: Stream = items) -> None:
+            with suppress(KeyboardInterrupt):
+                items.release()
+
+        interrupted = act_at(step, partial(signal.raise_signal, signal.SIGINT), release)
+        names += [name for _, name, _ in items]
+        assert names == [f"w{i}" for i in range(20)], step
+        if not interrupted:
+            break
 
 
 def test_closing_while_another_thread_reads_and_writes(path: Path) -> None:

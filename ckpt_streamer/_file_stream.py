@@ -53,7 +53,7 @@ class FileState(State):
                 lot_end = begin + len(tensors)
                 beside = self._beside(begin, lot_end)
                 if is_left:
-                    # No method of this: see State.
+                    # No method of this, which would refer to itself: see State.
                     finish = partial(_converted_row, self.handle.convert)
                     self.put_out_unfinished(
                         lot_end, tensors, is_left, *beside, finish=finish
@@ -87,7 +87,12 @@ class Figures:
         self.stats = StreamStats(tensors, memory_limit_bytes)
 
     def add(self, stats: StreamStats) -> None:
-        self.stats = combined(self.stats, stats)
+        while True:
+            before = self.stats
+            total = combined(before, stats)
+            if self.stats is before:  # else another thread has added meanwhile
+                self.stats = total
+                return
 
 
 class NamedState(FileState):
@@ -107,9 +112,10 @@ class NamedState(FileState):
 
     def close(self) -> None:
         super().close()
+        stats = self.stats()
         if not self._is_counted:
             self._is_counted = True
-            self._ended.add(self.stats())
+            self._ended.add(stats)
 
     def _beside(self, begin: int, end: int) -> tuple[list[Any]]:
         return (names_of(self._slots, begin, end),)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count, repeat, starmap
 from operator import length_hint
-from threading import Lock, RLock
+from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
 
@@ -39,8 +39,8 @@ class _Rest:
 class _Lot(ABC):
     """Items that are put out together.
 
-    Wherever a thread stops in these methods, another one, a handler of a signal or
-    a finaliser finds nothing lost, and what was begun can be done again.
+    Whatever interrupts these methods (another thread, a handler of a signal, a
+    finaliser, Ctrl-C) finds nothing lost, and what was begun can be begun again.
     """
 
     def __init__(self, end: int, rest: Iterator[Any] | _Rest) -> None:
@@ -58,7 +58,7 @@ class _Lot(ABC):
 
     @abstractmethod
     def successor(self) -> _Lot:
-        """Make a lot of what is to come; until take_over(), it comes here still."""
+        """Make a lot of what is to come; until it takes over, that comes from here."""
 
     @abstractmethod
     def take_over(self) -> None:
@@ -66,7 +66,7 @@ class _Lot(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """See to it that nothing more comes, after take_over()."""
+        """Let nothing more come; take_over() was called."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -88,15 +88,16 @@ class _TensorLot(_Lot):
         self._tensors = tensors
         self._source = source
         self._beside = beside
-        # Where it was put out, somebody may still hold these.
+        # Where it was put out, these are still referred to: they have to be empty
+        # when it is over.
         self._given: Sequence[list[Any] | repeat[Any]] = (tensors, *beside)
-        self._own = source, rest  # after take_over()
+        self._taken: Iterator[Tensor] = iter(tensors)  # the source after take_over()
         self._before: _TensorLot | None = None
 
     def items(self) -> Iterator[Any]:
-        count = length_hint(self.rest)
+        to_come = length_hint(self.rest)
         self._beside = [
-            each[-count:] if isinstance(each, list) and len(each) != count else each
+            each[len(each) - to_come :] if isinstance(each, list) else each
             for each in self._beside
         ]
         return zip(*self._beside, self._source, strict=False)
@@ -104,18 +105,18 @@ class _TensorLot(_Lot):
     def successor(self) -> _TensorLot:
         held: list[Tensor] = []
         taken = iter(held)
-        result = _TensorLot(self.end, held, taken, taken, self._beside)
+        source, rest = chain(taken, self._source), _Rest(taken, self.rest)
+        result = _TensorLot(self.end, held, source, rest, self._beside)
         result._given = self._given
+        result._taken = taken
         result._before = self
-        result._source = chain(taken, self._source)
-        result.rest = _Rest(taken, self.rest)
         return result
 
     def take_over(self) -> None:
         if self._before is not None:
-            # One step for everybody else: in C, and it makes no objects.
+            # One step for everybody else: in C, and it makes no objects on the way.
             self._tensors.extend(self._before._source)
-            self._source, self.rest = self._own
+            self._source = self.rest = self._taken
             self._before = None
 
     def close(self) -> None:
@@ -147,7 +148,7 @@ class _Finished(Iterator[Any]):
         self.is_busy = True
         try:
             item = self._finish(self._rows[-1])
-            # Python looks at no signal and changes no thread from here on.
+            # From here to the end, no handler and no other thread runs.
             if not self.is_closed:
                 del self._rows[-1]
                 return item
@@ -186,7 +187,7 @@ class _RowLot(_Lot):
         return _RowLot(self.end, self._rows, self._finish, self._out)
 
     def take_over(self) -> None:
-        """Do it; an item that is being made still comes from there."""
+        """End it; an item that is being made still comes from there."""
         if self._out is not None:
             self._out.is_over = True
 
@@ -225,10 +226,12 @@ class State(ABC):
     @property
     def yielded_count(self) -> int:
         with self._lock:
-            if self._final_count is not None:
-                return self._final_count
-            lot = self._lot
-            return lot.end - length_hint(lot.rest)
+            while self._final_count is None:
+                lot = self._lot
+                result = lot.end - length_hint(lot.rest)
+                if self._lot is lot:  # else a handler has replaced it meanwhile
+                    return result
+            return self._final_count
 
     @property
     def is_in_mid_lot(self) -> bool:
@@ -259,7 +262,7 @@ class State(ABC):
     ) -> None:
         """Do what :meth:`put_out` does, but let go of each tensor as it goes.
 
-        For those that own their memory.
+        For those that own their memory. After a release, they go with the lot.
         """
         tensors.reverse()
         source = starmap(tensors.pop, repeat((), len(tensors)))
@@ -279,6 +282,9 @@ class State(ABC):
         """
         rows = list(zip(*beside, tensors, strict=False))
         rows.reverse()
+        for each in (tensors, *beside):
+            if isinstance(each, list):
+                each.clear()
         self._put_out(_RowLot(end, rows, finish))
 
     def _put_out(self, lot: _Lot) -> None:
@@ -323,7 +329,9 @@ class State(ABC):
                 elif self.was_released:
                     self.enter(window)
                 else:
-                    return lot.items()
+                    items = lot.items()
+                    if self._lot is lot:
+                        return items
             return None
 
     def stats(self) -> StreamStats:
@@ -350,7 +358,7 @@ class State(ABC):
             del before
             self.handle.close(self._final_count)
             self._is_ended = True
-        # Also one that was put out meanwhile.
+        # It may have been put out after that.
         self._lot.clear()
 
 
@@ -395,23 +403,26 @@ class _OneAtATime(Iterator[Iterator[Any]]):
     def __init__(self, state: State) -> None:
         self._state = state
         self._windows = windows(state)
-        self._lock = Lock()
+        self._is_busy = False
         self._is_shared = False
 
     def __next__(self) -> Iterator[Any]:
-        if not self._lock.acquire(blocking=False):
+        if self._is_busy:
             self._is_shared = True
             raise RuntimeError(_SHARED)
+        self._is_busy = True
         try:
             self._is_shared = self._is_shared or self._state.is_in_mid_lot
-            if self._is_shared:
-                raise RuntimeError(_SHARED)
-            items = next(self._windows)
+            if not self._is_shared:
+                items = next(self._windows)
+                if not self._is_shared:
+                    return items
+        except BaseException:  # Ctrl-C: nobody will ask again
+            self._state.close()
+            raise
         finally:
-            self._lock.release()
-        if self._is_shared:
-            raise RuntimeError(_SHARED)
-        return items
+            self._is_busy = False
+        raise RuntimeError(_SHARED)
 
 
 ItemT = TypeVar("ItemT")

@@ -112,7 +112,9 @@ class NamedState(FileState):
 
     def close(self) -> None:
         super().close()
-        stats = self.stats()
+        if self._is_counted:
+            return
+        stats = self.stats()  # Ctrl-C in here: the next call counts them
         if not self._is_counted:
             self._is_counted = True
             self._ended.add(stats)

@@ -43,7 +43,7 @@ class _Lot(ABC):
     finaliser, Ctrl-C) finds nothing lost, and what was begun can be begun again.
     """
 
-    def __init__(self, end: int, rest: Iterator[Any] | _Rest) -> None:
+    def __init__(self, end: int, rest: list[Any] | Iterator[Any] | _Rest) -> None:
         self.end = end  # the position behind the last
         self.rest = rest  # its length_hint() is how many are to come
 
@@ -81,7 +81,7 @@ class _TensorLot(_Lot):
         end: int,
         tensors: list[Tensor],
         source: Iterator[Tensor],
-        rest: Iterator[Any] | _Rest,
+        rest: list[Any] | Iterator[Any] | _Rest,
         beside: Sequence[list[Any] | repeat[Any]],
     ) -> None:
         super().__init__(end, rest)
@@ -170,7 +170,7 @@ class _RowLot(_Lot):
         finish: Callable[[tuple[Any, ...]], Any],
         out: _Finished | None = None,
     ) -> None:
-        super().__init__(end, _Rest(rows))
+        super().__init__(end, rows)
         self._rows = rows
         self._finish = finish
         self._out = out
@@ -266,7 +266,7 @@ class State(ABC):
         """
         tensors.reverse()
         source = starmap(tensors.pop, repeat((), len(tensors)))
-        self._put_out(_TensorLot(end, tensors, source, _Rest(tensors), beside))
+        self._put_out(_TensorLot(end, tensors, source, tensors, beside))
 
     def put_out_unfinished(
         self,
